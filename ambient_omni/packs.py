@@ -1,0 +1,338 @@
+"""Packs: the pixels of one batch under one transform, fixed-size rows for random access.
+
+On disk, under ``<root>/packs/<transform_id>/<ingest_batch>/``::
+
+    chunk-000000.npy   uint8 (rows, H, W, 3), memory-mapped by readers
+    rows-000000.npy    int64 (rows,), the sample_row of each
+    meta.json          written last: its presence says that the pack is complete
+
+One chunk is what one task wrote, so that executors build a pack side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ambient_omni.transforms import Transform
+from schemas.errors import AmbientOmniError
+
+_FORMAT = 1
+_META = "meta.json"
+
+
+class PackMissing(AmbientOmniError):
+    """A pack is absent, incomplete, damaged, or lacks samples that are asked of it."""
+
+
+def to_x0(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Turn uint8 (B, H, W, C), 0..255, into float32 (B, C, H, W), -1..1: the data's scale."""
+    scaled = pixels.astype(np.float32)
+    scaled *= np.float32(1 / 127.5)
+    scaled -= np.float32(1)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def to_pixels(x0: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Turn float32 (B, C, H, W), about -1..1, into uint8 (B, H, W, C); the inverse of `to_x0`."""
+    levels = np.rint((x0.transpose(0, 2, 3, 1) + 1) * 127.5)
+    pixels: NDArray[np.uint8] = np.clip(levels, 0, 255).astype(np.uint8)
+    return pixels
+
+
+def pack_path(packs: Path, transform_id: str, batch: str) -> Path:
+    """Return the folder of one pack under `<root>/packs`."""
+    return packs / transform_id / batch
+
+
+@dataclass(frozen=True)
+class ChunkInfo:
+    """One finished chunk: its number and how many images it holds."""
+
+    chunk: int
+    num_rows: int
+
+    @property
+    def pixels_file(self) -> str:
+        """File name of the pixels."""
+        return f"chunk-{self.chunk:06d}.npy"
+
+    @property
+    def rows_file(self) -> str:
+        """File name of the row keys."""
+        return f"rows-{self.chunk:06d}.npy"
+
+
+class ChunkWriter:
+    """Writes one chunk image by image, in constant memory. Use as a context manager.
+
+    The files appear under their names only when the block ends without an error.
+    """
+
+    def __init__(self, folder: Path, chunk: int, shape: tuple[int, int, int]) -> None:
+        self._folder = folder
+        self._info = ChunkInfo(chunk, 0)
+        self._shape = shape
+        self._rows: list[int] = []
+        # A task that is tried again, or twice at once, must not write into the other's file.
+        self._partial = folder / f".{self._info.pixels_file}.{uuid.uuid4().hex}.partial"
+
+    def __enter__(self) -> ChunkWriter:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._file: BinaryIO = self._partial.open("wb")
+        self._header_bytes = self._write_header(0)
+        return self
+
+    def add(self, sample_row: int, pixels: NDArray[np.uint8]) -> None:
+        """Append one image, uint8 (H, W, 3) of the transform's shape.
+
+        Raises:
+            ValueError: the shape or type is another.
+        """
+        if pixels.dtype != np.uint8 or pixels.shape != self._shape:
+            raise ValueError(f"expected uint8 {self._shape}, got {pixels.dtype} {pixels.shape}")
+        self._file.write(pixels.tobytes())
+        self._rows.append(sample_row)
+
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        try:
+            if error_type is None:
+                self._finish()
+        finally:
+            self._file.close()
+            self._partial.unlink(missing_ok=True)
+
+    @property
+    def info(self) -> ChunkInfo:
+        """What was written; known after the block."""
+        return self._info
+
+    def _finish(self) -> None:
+        # numpy pads the header so that the length of the first axis can grow in place.
+        assert self._write_header(len(self._rows)) == self._header_bytes
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._info = ChunkInfo(self._info.chunk, len(self._rows))
+        rows_partial = self._partial.with_suffix(".rows")
+        with rows_partial.open("wb") as file:
+            np.save(file, np.array(self._rows, np.int64))
+        rows_partial.rename(self._folder / self._info.rows_file)
+        self._partial.rename(self._folder / self._info.pixels_file)
+
+    def _write_header(self, num_rows: int) -> int:
+        self._file.seek(0)
+        header = {"descr": "|u1", "fortran_order": False, "shape": (num_rows, *self._shape)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+        return self._file.tell()
+
+
+@dataclass(frozen=True)
+class PackWriter:
+    """Builds the pack of one batch. Picklable: `chunk` in the tasks, `begin`/`finish` outside.
+
+    Args:
+        packs: `<root>/packs`.
+        transform: what made the pixels.
+        batch: name of the ingest batch.
+        inputs: fingerprint of what the pixels were made from; another one makes the pack stale.
+    """
+
+    packs: Path
+    transform: Transform
+    batch: str
+    inputs: str
+
+    @property
+    def folder(self) -> Path:
+        """Where the pack lies."""
+        return pack_path(self.packs, self.transform.transform_id, self.batch)
+
+    def is_current(self) -> bool:
+        """Say whether a complete pack from the same inputs is there."""
+        meta = _read_meta(self.folder)
+        return meta is not None and meta["inputs"] == self.inputs
+
+    def begin(self) -> None:
+        """Declare the pack incomplete until `finish`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / _META).unlink(missing_ok=True)
+
+    def chunk(self, number: int) -> ChunkWriter:
+        """Return the writer of one chunk; number chunks as the shards, in sample_row order."""
+        return ChunkWriter(self.folder, number, self.transform.shape)
+
+    def finish(self, chunks: Sequence[ChunkInfo]) -> Pack:
+        """Declare the pack complete, remove what an earlier build left, and open it.
+
+        Raises:
+            PackMissing: a chunk is not on disk with the stated rows.
+        """
+        ordered = sorted(chunks, key=lambda chunk: chunk.chunk)
+        meta = {
+            "format": _FORMAT,
+            "transform": self.transform.model_dump(),
+            "noise_space": self.transform.noise_space,
+            "ingest_batch": self.batch,
+            "inputs": self.inputs,
+            "shape": self.transform.shape,
+            "chunks": [asdict(chunk) for chunk in ordered],
+        }
+        pack = Pack(self.folder, meta)
+        self._remove_leftovers(ordered)
+        partial = self.folder / f".{_META}.{uuid.uuid4().hex}.partial"
+        with partial.open("w") as file:
+            json.dump(meta, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(self.folder / _META)
+        return pack
+
+    def _remove_leftovers(self, chunks: Sequence[ChunkInfo]) -> None:
+        keep = {name for chunk in chunks for name in (chunk.pixels_file, chunk.rows_file)}
+        for path in self.folder.iterdir():
+            if path.name not in keep and path.name != _META:
+                path.unlink()
+
+
+class Pack:
+    """A complete pack of one batch, read through memory maps. See `Pack.open`."""
+
+    def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
+        self.folder = folder
+        self.batch: str = meta["ingest_batch"]
+        self.inputs: str = meta["inputs"]
+        self.noise_space: str = meta["noise_space"]
+        self.shape: tuple[int, int, int] = tuple(meta["shape"])
+        infos = [ChunkInfo(**chunk) for chunk in meta["chunks"]]
+        self._chunks = [_map_chunk(folder, info, self.shape) for info in infos]
+        rows = [np.load(folder / info.rows_file) for info in infos]
+        self.sample_rows: NDArray[np.int64] = np.concatenate([np.empty(0, np.int64), *rows])
+        self._ends = np.cumsum([info.num_rows for info in infos], dtype=np.int64)
+
+    @classmethod
+    def open(cls, packs: Path, transform_id: str, batch: str) -> Pack:
+        """Open the pack of one batch.
+
+        Raises:
+            PackMissing: there is none, it is not complete, or a file of it is damaged.
+        """
+        folder = pack_path(packs, transform_id, batch)
+        meta = _read_meta(folder)
+        if meta is None:
+            raise PackMissing(
+                f"no complete pack of batch {batch!r} for transform {transform_id}: "
+                f"build it with `python -m pipelines pack --batch {batch}`"
+            )
+        return cls(folder, meta)
+
+    def __len__(self) -> int:
+        return len(self.sample_rows)
+
+    def take(self, indices: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Return uint8 (len(indices), H, W, 3): the images at positions in `sample_rows`."""
+        out = np.empty((len(indices), *self.shape), np.uint8)
+        _gather(self._chunks, self._ends, np.asarray(indices), out)
+        return out
+
+
+class PackSet:
+    """The packs of several batches under one transform, read as one."""
+
+    def __init__(self, packs: Sequence[Pack]) -> None:
+        self.packs = tuple(packs)
+        self.noise_space = packs[0].noise_space
+        self.shape = packs[0].shape
+        self._chunks = [chunk for pack in packs for chunk in pack._chunks]
+        self._ends = np.cumsum([len(chunk) for chunk in self._chunks], dtype=np.int64)
+        self.sample_rows = np.concatenate([pack.sample_rows for pack in packs])
+        self._order = np.argsort(self.sample_rows, kind="stable")
+        self._sorted = self.sample_rows[self._order]
+
+    @classmethod
+    def open(cls, packs: Path, transform: Transform, batches: Sequence[str]) -> PackSet:
+        """Open the packs of `batches`.
+
+        Raises:
+            PackMissing: one of them is absent, incomplete or damaged.
+            ValueError: `batches` is empty.
+        """
+        if not batches:
+            raise ValueError("a PackSet needs at least one batch")
+        return cls([Pack.open(packs, transform.transform_id, batch) for batch in batches])
+
+    def __len__(self) -> int:
+        return len(self.sample_rows)
+
+    def index_of(self, sample_rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the positions of samples, shape as given.
+
+        Raises:
+            PackMissing: some are not in the packs; the message names the first ones.
+        """
+        wanted = np.asarray(sample_rows, np.int64)
+        if not len(self._sorted):
+            found, place = np.zeros(wanted.shape, bool), np.zeros(wanted.shape, np.int64)
+        else:
+            place = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+            found = self._sorted[place] == wanted
+        if not found.all():
+            missing = wanted[~found]
+            first = ", ".join(map(str, missing[:3]))
+            raise PackMissing(
+                f"{missing.size} samples are not in the packs of "
+                f"{', '.join(pack.batch for pack in self.packs)} (sample_row {first}, ...): "
+                "the packs are older than the samples; build them again"
+            )
+        return self._order[place]
+
+    def take(self, indices: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Return uint8 (len(indices), H, W, 3): the images at positions in `sample_rows`."""
+        out = np.empty((len(indices), *self.shape), np.uint8)
+        _gather(self._chunks, self._ends, np.asarray(indices), out)
+        return out
+
+
+def _gather(
+    chunks: Sequence[NDArray[np.uint8]],
+    ends: NDArray[np.int64],
+    indices: NDArray[np.integer],
+    out: NDArray[np.uint8],
+) -> None:
+    chunk_of = np.searchsorted(ends, indices, side="right")
+    for number in np.unique(chunk_of):
+        here = chunk_of == number
+        begin = ends[number] - len(chunks[number])
+        out[here] = chunks[number][indices[here] - begin]
+
+
+def _read_meta(folder: Path) -> dict[str, Any] | None:
+    try:
+        meta = json.loads((folder / _META).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return meta if meta.get("format") == _FORMAT else None
+
+
+def _map_chunk(folder: Path, info: ChunkInfo, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    path = folder / info.pixels_file
+    expected = (info.num_rows, *shape)
+    try:
+        # An empty array cannot be mapped.
+        chunk: NDArray[np.uint8] = np.load(path, mmap_mode="r" if info.num_rows else None)
+        num_keys = len(np.load(folder / info.rows_file, mmap_mode="r" if info.num_rows else None))
+    except (OSError, ValueError) as error:
+        raise PackMissing(f"{path} cannot be read ({error}): build the pack again") from error
+    if chunk.shape != expected or num_keys != info.num_rows:
+        raise PackMissing(
+            f"{path} holds {chunk.shape} and {num_keys} keys instead of {expected}: "
+            "build the pack again"
+        )
+    return chunk
