@@ -1,0 +1,89 @@
+"""The decision: from which noise level on a sample may be used."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas.columns import INGEST_BATCH, NOISE_SPACE, SAMPLE_ROW
+from schemas.contract import PARTITION_VALUE_PATTERN, Column, Contract, RowConstraint
+
+REASONS = (
+    "reference",
+    "usable_everywhere",
+    "crossing",
+    "never_crosses",
+    "fixed_per_source",
+    "rank_good",
+    "rank_rest",
+    "unscored",
+)
+
+CONTRACT = Contract(
+    name="noise_annotations",
+    version=1,
+    one_row_is="the levels at which one sample may be used under one policy",
+    key=("sample_row", "policy_id"),
+    partition_by=("policy_id", "ingest_batch"),
+    columns=(
+        SAMPLE_ROW,
+        INGEST_BATCH,
+        Column(
+            "policy_id",
+            pa.string(),
+            "the rule that decided",
+            pattern=PARTITION_VALUE_PATTERN,
+        ),
+        Column(
+            "sigma_min",
+            pa.float64(),
+            "usable at sigma >= sigma_min; 0 = at every level",
+            unit="sigma in noise_space",
+            nullable=True,
+            null_meaning="usable at no high level",
+            minimum=0,
+        ),
+        Column(
+            "sigma_max",
+            pa.float64(),
+            "also usable at sigma <= sigma_max; 0 = no such window",
+            unit="sigma in noise_space",
+            minimum=0,
+        ),
+        NOISE_SPACE,
+        Column(
+            "slope",
+            pa.float64(),
+            "d logit P(trusted) / d ln sigma at the crossing",
+            unit="1 / ln sigma",
+            nullable=True,
+            null_meaning="the rule has no curve, or the curve does not cross",
+        ),
+        Column(
+            "sigma_min_standard_error_octaves",
+            pa.float64(),
+            "standard error of log2 sigma_min",
+            unit="octaves",
+            nullable=True,
+            null_meaning="the rule gives none",
+            minimum=0,
+        ),
+        Column("reason", pa.string(), "why the level is what it is", allowed=REASONS),
+    ),
+    constraints=(
+        RowConstraint(
+            "a null sigma_min has the reason never_crosses, fixed_per_source, rank_rest or unscored",
+            lambda t: pc.and_(
+                pc.is_null(t["sigma_min"]),
+                pc.invert(
+                    pc.is_in(
+                        t["reason"],
+                        pa.array(["never_crosses", "fixed_per_source", "rank_rest", "unscored"]),
+                    )
+                ),
+            ),
+        ),
+        RowConstraint(
+            "an unscored sample has no sigma_min",
+            lambda t: pc.and_(pc.equal(t["reason"], "unscored"), pc.is_valid(t["sigma_min"])),
+        ),
+    ),
+)

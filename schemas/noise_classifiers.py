@@ -1,0 +1,65 @@
+"""Trained noise classifiers and how far they can be trusted."""
+
+import pyarrow as pa
+
+from schemas.columns import NOISE_SPACE, SHA256_PATTERN
+from schemas.contract import Column, Contract
+
+CONTRACT = Contract(
+    name="noise_classifiers",
+    version=1,
+    one_row_is="one trained noise classifier",
+    key=("classifier_id",),
+    columns=(
+        Column("classifier_id", pa.string(), "hash of everything it was made from"),
+        Column(
+            "question",
+            pa.string(),
+            "what it tells apart",
+            allowed=("reference_against_pool", "clean_against_damage", "domain_against_foreign"),
+        ),
+        Column("reference_set", pa.string(), "the trusted set"),
+        Column("pool_batches", pa.list_(pa.string()), "the ingest batches it saw as pool"),
+        NOISE_SPACE,
+        Column("num_folds", pa.int32(), "networks, each grading what it did not see", minimum=1),
+        Column(
+            "sigmas",
+            pa.list_(pa.float64()),
+            "the levels of its curves, ascending",
+            unit="sigma",
+            minimum=0,
+        ),
+        Column(
+            "balanced_accuracy",
+            pa.list_(pa.float64()),
+            "per level, on images that the grading fold did not train on",
+            unit="fraction",
+            minimum=0,
+            maximum=1,
+        ),
+        Column(
+            "tv_lower_bound",
+            pa.list_(pa.float64()),
+            "per level, 2 x balanced accuracy - 1: a lower bound of the total variation",
+            minimum=-1,
+            maximum=1,
+        ),
+        Column(
+            "tv_standard_error", pa.list_(pa.float64()), "per level, of tv_lower_bound", minimum=0
+        ),
+        Column(
+            "control",
+            pa.string(),
+            "JSON of the positive control: damage planted in held-out references, and its finding",
+        ),
+        Column("config", pa.string(), "JSON of the full configuration"),
+        Column("weights_sha256", pa.string(), "over all folds' weights", pattern=SHA256_PATTERN),
+        Column(
+            "status",
+            pa.string(),
+            "candidate until promoted; retired classifiers stay readable",
+            allowed=("candidate", "promoted", "retired"),
+        ),
+        Column("code_version", pa.string(), "version of the code that trained it"),
+    ),
+)

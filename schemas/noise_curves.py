@@ -1,0 +1,38 @@
+"""What a noise classifier says of an image at each level."""
+
+import pyarrow as pa
+
+from schemas.columns import INGEST_BATCH, SAMPLE_ROW
+from schemas.contract import PARTITION_VALUE_PATTERN, Column, Contract
+
+CONTRACT = Contract(
+    name="noise_curves",
+    version=1,
+    one_row_is="what one classifier says of one image over levels",
+    key=("sample_row", "classifier_id"),
+    partition_by=("classifier_id", "ingest_batch"),
+    columns=(
+        SAMPLE_ROW,
+        INGEST_BATCH,
+        Column(
+            "classifier_id",
+            pa.string(),
+            "the classifier, with its grid of levels",
+            pattern=PARTITION_VALUE_PATTERN,
+        ),
+        Column(
+            "fold", pa.int32(), "the fold that graded; it did not train on the image", minimum=0
+        ),
+        Column(
+            "logits",
+            pa.list_(pa.float32()),
+            "mean over noisings of logit P(trusted), one a level of the classifier",
+        ),
+        Column(
+            "logit_standard_error",
+            pa.list_(pa.float32()),
+            "standard error of that mean, one a level",
+            minimum=0,
+        ),
+    ),
+)

@@ -1,0 +1,196 @@
+"""A root: one folder that holds the tables, shards, packs and runs of one project."""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from schemas.errors import BadInput, JobAlreadyRunning, RootVersionMismatch
+from schemas.migrations import MIGRATIONS, ROOT_VERSION
+from schemas.tables import Tables
+
+ROOT_FILE = "root.json"
+SAFE_NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
+
+
+class Root:
+    """The folders of a root, its tables and its locks.
+
+    Open one with `Root.create` (makes it where there is none) or `Root.open` (it must exist).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: str | Path) -> "Root":
+        """Open the root at `path`, making it first in an absent or empty folder.
+
+        Raises:
+            BadInput: the folder holds other things, or is an object-store URL.
+            RootVersionMismatch: the root was written under another schema version.
+        """
+        where = _local(path)
+        if not (where / ROOT_FILE).exists():
+            if where.exists() and (not where.is_dir() or any(where.iterdir())):
+                raise BadInput(
+                    f"{where} is not empty and is no root; name a new or an empty folder with --root"
+                )
+            where.mkdir(parents=True, exist_ok=True)
+            write_json(where / ROOT_FILE, {"schema_version": ROOT_VERSION})
+        return cls.open(where)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Root":
+        """Open an existing root.
+
+        Raises:
+            BadInput: there is no root at `path`.
+            RootVersionMismatch: it was written under another schema version.
+        """
+        where = _local(path)
+        found = read_root_version(where)
+        if found != ROOT_VERSION:
+            raise RootVersionMismatch(_mismatch(where, found))
+        return cls(where)
+
+    @property
+    def shards(self) -> Path:
+        """Folder of the tar shards, one folder a batch."""
+        return self.path / "shards"
+
+    @property
+    def packs(self) -> Path:
+        """Folder of the training packs, by transform and batch."""
+        return self.path / "packs"
+
+    @property
+    def classifiers(self) -> Path:
+        """Folder of the noise classifiers' weights, by classifier_id."""
+        return self.path / "classifiers"
+
+    @property
+    def runs(self) -> Path:
+        """Folder of the training runs, by run_id."""
+        return self.path / "runs"
+
+    @property
+    def reports(self) -> Path:
+        """Folder of the reports."""
+        return self.path / "reports"
+
+    @property
+    def dagster(self) -> Path:
+        """The orchestrator's home for this root."""
+        return self.path / "dagster"
+
+    @property
+    def work(self) -> Path:
+        """Folder of intermediate files that a restarted job picks up."""
+        return self.path / "work"
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The one door to the tables."""
+        return Tables(self.path / "tables", self.path / "locks")
+
+    @contextmanager
+    def lock(self, job: str, batch: str) -> Iterator[None]:
+        """Hold the lock of one job on one batch; a process that dies releases it.
+
+        Raises:
+            JobAlreadyRunning: at once, when another holder is alive.
+        """
+        name = f"{_safe(job)}--{_safe(batch)}"
+        folder = self.path / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock, holder = FileLock(folder / f"{name}.lock"), folder / f"{name}.holder.json"
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise JobAlreadyRunning(
+                f"{job} already runs on {batch} ({_describe(holder)}); wait for it or stop it first"
+            ) from None
+        try:
+            write_json(holder, {"pid": os.getpid(), "host": socket.gethostname()})
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+            lock.release()
+
+
+def read_root_version(path: Path) -> int:
+    """Return the schema version that the root at `path` was written under.
+
+    Raises:
+        BadInput: there is no readable root.
+    """
+    file = path / ROOT_FILE
+    if not file.exists():
+        raise BadInput(f"{path} is no root (no {ROOT_FILE}); make one with `ambient-omni run`")
+    try:
+        return int(json.loads(file.read_text())["schema_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{file} is damaged ({error}); restore it from a backup") from error
+
+
+def migrate(path: str | Path) -> list[int]:
+    """Bring a root to this code's schema version; return the versions passed through.
+
+    Raises:
+        RootVersionMismatch: no chain of migrations leads here.
+    """
+    where, passed = _local(path), []
+    version = read_root_version(where)
+    while version != ROOT_VERSION:
+        if version not in MIGRATIONS:
+            raise RootVersionMismatch(_mismatch(where, version))
+        MIGRATIONS[version](where)
+        version += 1
+        write_json(where / ROOT_FILE, {"schema_version": version})
+        passed.append(version)
+    return passed
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file so that a reader sees the old or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w") as file:
+        json.dump(value, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _local(path: str | Path) -> Path:
+    if "://" in str(path):
+        raise BadInput(f"{path}: a root on an object store is not supported yet; name a folder")
+    return Path(path).expanduser().absolute()
+
+
+def _mismatch(where: Path, found: int) -> str:
+    if found > ROOT_VERSION:
+        advice = "install the newer release that wrote it"
+    elif found in MIGRATIONS:
+        advice = f"run `python -m schemas migrate --root {where}`"
+    else:
+        advice = "no migration leads from it; make a new root and ingest again"
+    return f"{where} has schema version {found}, this code speaks {ROOT_VERSION}; {advice}"
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c in SAFE_NAME_CHARS else "_" for c in name)
+
+
+def _describe(holder: Path) -> str:
+    try:
+        facts = json.loads(holder.read_text())
+        return f"process {facts['pid']} on {facts['host']}"
+    except (OSError, ValueError, KeyError):
+        return "another process"

@@ -1,0 +1,76 @@
+"""Quality scores: one wide table a pack, a column a scorer."""
+
+import pyarrow as pa
+
+from schemas.columns import INGEST_BATCH, SAMPLE_ROW
+from schemas.contract import PARTITION_VALUE_PATTERN, Column, Contract
+
+NULL_SCORE = "could not be had; unscored_reason says why"
+
+
+def score(
+    name: str,
+    meaning: str,
+    unit: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Column:
+    """Declare the column of one scorer."""
+    return Column(
+        name,
+        pa.float64(),
+        meaning,
+        unit=unit,
+        nullable=True,
+        null_meaning=NULL_SCORE,
+        minimum=minimum,
+        maximum=maximum,
+    )
+
+
+SCORER_VERSION = Column(
+    "scorer_version",
+    pa.string(),
+    "hash of the code and weights that measured",
+    pattern=PARTITION_VALUE_PATTERN,
+)
+
+PACKS: dict[str, tuple[Column, ...]] = {
+    "classical": (
+        score("sharpness", "variance of the Laplacian of luma", "luma^2", minimum=0),
+        score("blockiness", "excess of luma steps across 8x8 block borders", "ratio", minimum=0),
+        score(
+            "noise_std", "noise standard deviation of luma, Immerkaer's method", "luma", minimum=0
+        ),
+        score("saturation", "mean saturation", "fraction", minimum=0, maximum=1),
+        score("contrast", "standard deviation of luma", "luma", minimum=0),
+        score("brightness", "mean luma", "luma", minimum=0, maximum=255),
+        score("entropy", "Shannon entropy of the luma histogram", "bits", minimum=0, maximum=8),
+        score("num_pixels", "width times height", "pixels", minimum=1),
+        score("min_side", "shorter side", "pixels", minimum=1),
+    ),
+}
+
+
+def contract_for(pack: str) -> Contract:
+    """Return the contract of `scores/<pack>`; KeyError for an unknown pack."""
+    return Contract(
+        name=f"scores/{pack}",
+        version=1,
+        one_row_is="the numbers of one scorer pack for one image",
+        key=("sample_row", "scorer_version"),
+        partition_by=("scorer_version", "ingest_batch"),
+        columns=(
+            SAMPLE_ROW,
+            INGEST_BATCH,
+            SCORER_VERSION,
+            *PACKS[pack],
+            Column(
+                "unscored_reason",
+                pa.string(),
+                "why a score is null, as `column: reason` joined by `; `",
+                nullable=True,
+                null_meaning="every score was had",
+            ),
+        ),
+    )
