@@ -1,0 +1,125 @@
+"""Fixtures that every package's tests share: a root, one Spark session, batches of tiny images."""
+
+import io
+import os
+import tarfile
+
+# Before any numeric library: two test runs side by side on two cores must not fight for threads.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ambient_omni import rng
+from schemas.ids import sample_id_of, sample_row_of
+from schemas.registry import contract
+from schemas.root import Root
+
+
+@pytest.fixture(scope="session")
+def spark():
+    """The one local session of this test run."""
+    from pipelines.spark import SparkSettings, get_session
+
+    return get_session(SparkSettings(num_cores=2))
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A new root."""
+    return Root.create(tmp_path / "root")
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """PNG of uint8 (H, W, 3)."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def tiny_images(count, side=32, seed=0):
+    """Distinct smooth-ish uint8 images (side, side, 3)."""
+    noise = rng.generator(seed, "tests-images").integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    bicubic = Image.Resampling.BICUBIC
+    return [np.asarray(Image.fromarray(n).resize((side, side), bicubic)) for n in noise]
+
+
+@pytest.fixture
+def make_batch():
+    """`make_batch(root, "b1", images, ...)`: store images as a batch, as ingest would.
+
+    `images`: uint8 arrays (stored as PNG) or encoded bytes. Returns the `samples` table.
+    """
+    return store_batch
+
+
+def store_batch(root, batch, images, *, role="pool", source="folder", images_per_shard=4):
+    known = root.tables.read("ingest_batches")
+    ordinal = known.num_rows
+    data = [image if isinstance(image, bytes) else png_bytes(image) for image in images]
+    rows = []
+    for number in range(0, len(data), images_per_shard):
+        shard = f"{batch}/{number // images_per_shard:05d}.tar"
+        rows += _store_shard(root, batch, shard, data, number, images_per_shard, ordinal, source)
+    registered = {
+        "ingest_batch": batch,
+        "batch_ordinal": ordinal,
+        "role": role,
+        "source_kind": "folder",
+        "source_uri": "tests",
+    }
+    root.tables.upsert(
+        "ingest_batches", contract("ingest_batches").table([registered]), job="tests"
+    )
+    inputs = {"ids": [row["sample_id"] for row in rows], "source": source}
+    table = contract("samples").table(rows)
+    root.tables.commit("samples", table, slice={"ingest_batch": batch}, inputs=inputs, job="tests")
+    return table
+
+
+def _store_shard(root, batch, shard, data, start, count, ordinal, source):
+    path = root.shards / shard
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with tarfile.open(path, "w") as tar:
+        for position, content in enumerate(data[start : start + count], start):
+            member = tarfile.TarInfo(f"{position:09d}.png")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+            rows.append(_sample(batch, shard, ordinal, position, content, source))
+    offsets = {m.name: m.offset_data for m in tarfile.open(path)}
+    for position, row in enumerate(rows, start):
+        row["byte_offset"] = offsets[f"{position:09d}.png"]
+    return rows
+
+
+def _sample(batch, shard, ordinal, position, content, source):
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+    except OSError:  # some tests store what no decoder reads
+        width = height = 8
+    return {
+        "sample_row": sample_row_of(ordinal, position),
+        "sample_id": sample_id_of(content),
+        "ingest_batch": batch,
+        "shard": shard,
+        "num_bytes": len(content),
+        "width": width,
+        "height": height,
+        "format": "png",
+        "caption": None,
+        "label": None,
+        "source": source if isinstance(source, str) else source[position],
+        "phash": position,
+        "parent_sample_id": None,
+        "loop_number": 0,
+    }
+
+
+@pytest.fixture
+def images():
+    """`images(count, side=32, seed=0)`: distinct uint8 images."""
+    return tiny_images
