@@ -70,7 +70,7 @@ CONTRACT = Contract(
     ),
     constraints=(
         RowConstraint(
-            "a null sigma_min has the reason never_crosses, fixed_per_source, rank_rest or unscored",
+            "a null sigma_min comes of never_crosses, fixed_per_source, rank_rest or unscored",
             lambda t: pc.and_(
                 pc.is_null(t["sigma_min"]),
                 pc.invert(

@@ -20,9 +20,7 @@ CONTRACT = Contract(
             "the classifier, with its grid of levels",
             pattern=PARTITION_VALUE_PATTERN,
         ),
-        Column(
-            "fold", pa.int32(), "the fold that graded; it did not train on the image", minimum=0
-        ),
+        Column("fold", pa.int32(), "the fold that graded, which did not train on it", minimum=0),
         Column(
             "logits",
             pa.list_(pa.float32()),

@@ -39,7 +39,7 @@ class Root:
         if not (where / ROOT_FILE).exists():
             if where.exists() and (not where.is_dir() or any(where.iterdir())):
                 raise BadInput(
-                    f"{where} is not empty and is no root; name a new or an empty folder with --root"
+                    f"{where} is not empty and is no root; give --root a new or an empty folder"
                 )
             where.mkdir(parents=True, exist_ok=True)
             write_json(where / ROOT_FILE, {"schema_version": ROOT_VERSION})

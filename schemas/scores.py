@@ -38,10 +38,13 @@ SCORER_VERSION = Column(
 PACKS: dict[str, tuple[Column, ...]] = {
     "classical": (
         score("sharpness", "variance of the Laplacian of luma", "luma^2", minimum=0),
-        score("blockiness", "excess of luma steps across 8x8 block borders", "ratio", minimum=0),
         score(
-            "noise_std", "noise standard deviation of luma, Immerkaer's method", "luma", minimum=0
+            "blockiness",
+            "luma steps across 8x8 block borders over those inside",
+            "ratio",
+            minimum=0,
         ),
+        score("noise_std", "noise of luma, Immerkaer's method", "luma", minimum=0),
         score("saturation", "mean saturation", "fraction", minimum=0, maximum=1),
         score("contrast", "standard deviation of luma", "luma", minimum=0),
         score("brightness", "mean luma", "luma", minimum=0, maximum=255),
