@@ -40,7 +40,7 @@ PACKS: dict[str, tuple[Column, ...]] = {
         score("sharpness", "variance of the Laplacian of luma", "luma^2", minimum=0),
         score(
             "blockiness",
-            "luma steps across 8x8 block borders over those inside",
+            "luma steps across 8x8 borders over steps inside",
             "ratio",
             minimum=0,
         ),

@@ -224,8 +224,8 @@ class Tables:
             if delta is not None and self.is_current(name, slice, inputs):
                 self._remove(name, data)
                 return Commit(int(delta.version()), 0, num_rows)
-            removes = [] if delta is None else _removes(delta, slice)
-            return Commit(self._log(wanted, delta, adds + removes, properties), num_rows, 0)
+            removes = _removes(delta, slice)
+            return Commit(self._log(wanted, delta, [*adds, *removes], properties), num_rows, 0)
 
         return self._retry(name, attempt, data)
 
@@ -249,11 +249,11 @@ class Tables:
             if delta is not None and merged.equals(old):
                 return Commit(int(delta.version()), 0, rows.num_rows)
             files = self._write(name, merged, {})
-            removes = [] if delta is None else _removes(delta, {})
+            removes = _removes(delta, {})
             properties = CommitProperties(custom_metadata={"job": job})
             try:
                 version = self._log(
-                    wanted, delta, [_add(f, {}) for f in files] + removes, properties
+                    wanted, delta, [*(_add(f, {}) for f in files), *removes], properties
                 )
             except BaseException:
                 self._remove(name, files)
@@ -337,7 +337,7 @@ class Tables:
         self,
         wanted: Contract,
         delta: DeltaTable | None,
-        actions: list[AddAction | RemoveAction],
+        actions: Sequence[AddAction | RemoveAction],
         properties: CommitProperties,
     ) -> int:
         schema, parts = Schema.from_arrow(wanted.arrow_schema), list(wanted.partition_by)
@@ -397,7 +397,9 @@ def _add(file: WrittenFile, slice: Mapping[str, str]) -> AddAction:
     return AddAction(file.path, file.size, partition, file.modified_ms, True, file.statistics)
 
 
-def _removes(delta: DeltaTable, slice: Mapping[str, str]) -> list[AddAction | RemoveAction]:
+def _removes(delta: DeltaTable | None, slice: Mapping[str, str]) -> list[RemoveAction]:
+    if delta is None:
+        return []
     files = pa.table(delta.get_add_actions(flatten=True)).to_pylist()
     now = int(time.time() * 1000)
     return [
