@@ -353,7 +353,7 @@ class Tables:
             )
             return 0
         delta.create_write_transaction(
-            actions, "append", schema, parts, commit_properties=properties
+            list(actions), "append", schema, parts, commit_properties=properties
         )
         return int(DeltaTable(str(path)).version())
 

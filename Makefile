@@ -1,0 +1,41 @@
+# make help lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast check schemas bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP) ## build .venv under the constraints file
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another with make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## the whole road on bundled real images; QUICK=1 for three minutes and poor samples
+	$(VENV)/bin/ambient-omni demo $(if $(QUICK),--quick)
+
+test: $(STAMP) ## run all tests
+	$(PY) -m pytest
+
+test-fast: $(STAMP) ## run the tests that take less than ten seconds each
+	$(PY) -m pytest -m 'not slow'
+
+check: $(STAMP) ## lint, format, types, import direction
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+schemas: $(STAMP) ## write the frozen contracts and the data dictionary anew
+	$(PY) -m schemas freeze
+	$(PY) -m schemas dictionary
+
+clean: ## remove the demo's results; the environment stays
+	rm -rf demo demo-quick
