@@ -1,3 +1,4 @@
+# ruff: noqa: E402 - the thread limits must stand before numpy is imported
 """Fixtures that every package's tests share: a root, one Spark session, batches of tiny images."""
 
 import io
@@ -89,7 +90,8 @@ def _store_shard(root, batch, shard, data, start, count, ordinal, source):
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
             rows.append(_sample(batch, shard, ordinal, position, content, source))
-    offsets = {m.name: m.offset_data for m in tarfile.open(path)}
+    with tarfile.open(path) as tar:
+        offsets = {member.name: member.offset_data for member in tar}
     for position, row in enumerate(rows, start):
         row["byte_offset"] = offsets[f"{position:09d}.png"]
     return rows

@@ -1,0 +1,152 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ambient_omni import rng
+from pipelines.scorers import PACKS
+from pipelines.scorers.base import Pack, Scorer, code_hash
+from pipelines.scorers.classical import CLASSICAL
+from schemas.scores import contract_for
+
+
+def score(*images):
+    return CLASSICAL.score([np.asarray(image, np.uint8) for image in images])
+
+
+def one(image, column):
+    return float(score(image).columns[column][0])
+
+
+def grey(luma):
+    return np.repeat(np.asarray(luma)[:, :, None], 3, axis=2).astype(np.uint8)
+
+
+def photo(side=64, seed=0):
+    noise = rng.generator(seed, "test-photo").integers(40, 216, (8, 8, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def jpeg(image, quality):
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "JPEG", quality=quality)
+    return np.asarray(Image.open(io.BytesIO(out.getvalue())))
+
+
+def test_every_column_of_the_contract_has_one_scorer_with_the_same_range():
+    for name, pack in PACKS.items():
+        contract = contract_for(name)
+        fixed = {"sample_row", "ingest_batch", "scorer_version", "unscored_reason"}
+        assert {s.name for s in pack.scorers} == set(contract.names) - fixed
+        for scorer in pack.scorers:
+            column = contract.column(scorer.name)
+            assert (scorer.minimum, scorer.maximum) == (column.minimum, column.maximum)
+            assert scorer.unit == column.unit
+            assert scorer.source
+
+
+def test_sharpness_of_a_checkerboard_is_the_variance_of_plus_and_minus_four_steps():
+    board = (np.indices((16, 16)).sum(axis=0) % 2) * 10
+    # The Laplacian is -40 on the bright and +40 on the dark squares, equally many.
+    assert one(grey(board), "sharpness") == pytest.approx(1600, rel=1e-5)
+
+
+def test_sharpness_of_a_linear_ramp_is_zero():
+    assert one(grey(np.tile(np.arange(32), (32, 1))), "sharpness") == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("std", [3.0, 10.0])
+def test_noise_std_finds_gaussian_noise_on_a_ramp(std):
+    ramp = np.tile(np.linspace(80, 160, 256), (256, 1))
+    noisy = ramp + std * rng.normal(ramp.shape, 0, "test-noise")
+    assert one(grey(np.rint(noisy)), "noise_std") == pytest.approx(std, rel=0.03)
+
+
+def test_blockiness_of_eight_pixel_tiles_is_their_step_and_of_anything_unaligned_less():
+    tiles = np.kron((np.indices((4, 4)).sum(axis=0) % 2) * 50, np.ones((8, 8)))
+    assert one(grey(tiles), "blockiness") == pytest.approx(51, rel=1e-4)
+    assert one(grey(np.roll(tiles, 3, axis=(0, 1))), "blockiness") < 1
+
+
+def test_blockiness_grows_as_jpeg_quality_falls():
+    found = [one(jpeg(photo(128), quality), "blockiness") for quality in (95, 30, 10, 5)]
+    assert found == sorted(found)
+    assert found[-1] > 1.5 * found[0]
+
+
+def test_colour_and_brightness_follow_their_definitions():
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 200
+    assert one(red, "saturation") == 1
+    assert one(red, "brightness") == pytest.approx(0.299 * 200, rel=1e-5)
+    assert one(np.full((8, 8, 3), 255), "brightness") <= 255
+    half = np.zeros((8, 8))
+    half[:4] = 100
+    assert one(grey(half), "contrast") == pytest.approx(50, rel=1e-5)
+    assert one(grey(half), "saturation") == 0
+
+
+def test_entropy_counts_equally_likely_levels():
+    assert one(grey(np.arange(256).reshape(16, 16)), "entropy") == pytest.approx(8)
+    assert one(grey(np.full((16, 16), 7)), "entropy") == 0
+
+
+def test_resolution_is_counted_in_pixels():
+    found = score(np.zeros((5, 9, 3)))
+    assert (found.columns["num_pixels"][0], found.columns["min_side"][0]) == (45, 5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (2, 2), (8, 8), (9, 9), (3, 1000)])
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_tiny_and_constant_images_give_finite_numbers_or_a_reason(shape, value):
+    found = score(np.full((*shape, 3), value))
+    nulls = [name for name, values in found.columns.items() if np.isnan(values[0])]
+    assert not any(np.isinf(values[0]) for values in found.columns.values())
+    reason = found.reasons[0] or ""
+    assert [name for name in found.columns if f"{name}:" in reason] == nulls
+
+
+def test_a_measure_that_is_not_finite_becomes_null_with_a_reason():
+    broken = Scorer(
+        "broken", lambda p: np.full(p.shape[0], np.inf), "higher_is_better", None, None, "", "test"
+    )
+    found = Pack("test", (broken,)).score([np.zeros((4, 4, 3), np.uint8)])
+    assert np.isnan(found.columns["broken"][0])
+    assert found.reasons == ["broken: not finite"]
+
+
+def test_scores_do_not_depend_on_order_or_on_neighbours():
+    images = [photo(32, 1), photo(48, 2), photo(32, 3), photo(32, 4)]
+    together = score(*images)
+    for place, image in enumerate(images):
+        alone = score(image)
+        for name, values in together.columns.items():
+            assert values[place] == pytest.approx(alone.columns[name][0], rel=1e-6), name
+
+
+def test_reported_ranges_hold_on_random_images():
+    draws = rng.generator(0, "test-range")
+    images = [draws.integers(0, 256, (24, 24, 3), dtype=np.uint8) for _ in range(20)]
+    found = score(*images)
+    for scorer in CLASSICAL.scorers:
+        values = found.columns[scorer.name]
+        assert np.all(values >= (-np.inf if scorer.minimum is None else scorer.minimum))
+        assert np.all(values <= (np.inf if scorer.maximum is None else scorer.maximum))
+
+
+def test_code_hash_ignores_comments_and_layout_and_sees_code():
+    one = 'def f(x):\n    """Old words."""\n    return x + 1  # why\n'
+    reworded = 'def f(x):\n  """New words."""\n\n  # other\n  return x + 1\n'
+    assert code_hash(one) == code_hash(reworded)
+    assert code_hash(one) != code_hash(one.replace("+ 1", "+ 2"))
+
+
+def test_version_changes_with_a_parameter():
+    first = CLASSICAL.scorers[0]
+    other = Scorer(
+        first.name, first.measure, first.direction, 0, None, first.unit, first.source, min_side=5
+    )
+    changed = Pack(CLASSICAL.name, (other, *CLASSICAL.scorers[1:]), CLASSICAL.code)
+    assert changed.version != CLASSICAL.version
+    assert CLASSICAL.version.startswith("classical-")
