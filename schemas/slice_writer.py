@@ -17,7 +17,7 @@ from schemas.contract import Contract
 from schemas.errors import ContractViolation
 from schemas.registry import contract
 
-MAX_STATISTICS_TEXT = 32  # characters; longer bounds are left out
+MAX_STATISTICS_TEXT = 32  # characters; longer bounds are cut, outwards
 ROWS_PER_GROUP = 131_072
 
 
@@ -157,21 +157,28 @@ def delta_statistics(metadata: pq.FileMetaData, schema: pa.Schema) -> dict[str, 
                 maximum[name] = high if name not in maximum else max(maximum[name], high)
             elif found.null_count != chunk.num_values:
                 unbounded.add(name)
-    bounds = {n for n in minimum if n not in unbounded and _has_json(minimum[n], maximum[n])}
+    bounds = {
+        name: (_json_bound(minimum[name], upper=False), _json_bound(maximum[name], upper=True))
+        for name in sorted(minimum)
+        if name not in unbounded
+    }
+    bounds = {name: pair for name, pair in bounds.items() if None not in pair}
     return {
         "numRecords": metadata.num_rows,
-        "minValues": {n: minimum[n] for n in sorted(bounds)},
-        "maxValues": {n: maximum[n] for n in sorted(bounds)},
+        "minValues": {name: low for name, (low, _) in bounds.items()},
+        "maxValues": {name: high for name, (_, high) in bounds.items()},
         "nullCount": {n: c for n, c in sorted(nulls.items()) if n not in unbounded},
     }
 
 
-def _has_json(*values: Any) -> bool:
-    for value in values:
-        if isinstance(value, bytes | dt.date | dt.datetime):
-            return False
-        if isinstance(value, str) and len(value) > MAX_STATISTICS_TEXT:
-            return False
-        if isinstance(value, float) and not math.isfinite(value):
-            return False
-    return True
+def _json_bound(value: Any, *, upper: bool) -> Any:
+    """Return a bound as Delta's statistics want it, None where it has no such form."""
+    if isinstance(value, str) and len(value) > MAX_STATISTICS_TEXT:
+        return value[:MAX_STATISTICS_TEXT] + ("\U0010ffff" if upper else "")
+    if isinstance(value, dt.datetime):
+        # Statistics carry milliseconds: round outwards.
+        moved = value.astimezone(dt.UTC) + dt.timedelta(milliseconds=1 if upper else 0)
+        return f"{moved:%Y-%m-%dT%H:%M:%S}.{moved.microsecond // 1000:03d}Z"
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, bool | int | float | str) else None

@@ -82,20 +82,34 @@ class Snapshot:
         if exclude:
             rule = _and(rule, self._exclusion_rule())
         wanted = [*dict.fromkeys([*names, *self.contract.key])]
-        dataset = self._delta.to_pyarrow_dataset()
-        table = dataset.to_table(columns=wanted, filter=rule)
+        table = self._dataset(where).to_table(columns=wanted, filter=rule)
         schema = pa.schema([self.contract.arrow_schema.field(n) for n in wanted])
         table = table.cast(schema)
         return table.sort_by(_order(self.contract)).select(names)
 
-    def file_uris(self, where: Mapping[str, str] | None = None) -> list[str]:
+    def file_uris(self, where: Where | None = None) -> list[str]:
         """Return absolute paths of the data files of the partitions named by `where`."""
-        filters = [(k, "=", v) for k, v in where.items()] if where else None
-        return [_plain_path(uri) for uri in self._delta.file_uris(partition_filters=filters)]
+        filters = [
+            (k, "in", [*v]) if _is_list(v) else (k, "=", v) for k, v in (where or {}).items()
+        ]
+        return [_plain_path(uri) for uri in self._delta.file_uris(filters or None)]
 
     def excluded_sample_rows(self) -> frozenset[int]:
         """Return the sample rows that were taken down, for readers that go past `read`."""
         return self._tables.excluded_sample_rows
+
+    def _dataset(self, where: Where | None) -> ds.Dataset:
+        # Not delta-rs's own dataset: its guarantees from file statistics make pyarrow's `is_in`
+        # wrong where a bound is unknown. Parquet footers prune row groups just as well.
+        parts = {k: v for k, v in (where or {}).items() if k in self.contract.partition_by}
+        hive = pa.schema([self.contract.arrow_schema.field(k) for k in self.contract.partition_by])
+        return ds.dataset(
+            self.file_uris(parts),
+            schema=self.contract.arrow_schema,
+            format="parquet",
+            partitioning=ds.partitioning(hive, flavor="hive"),
+            partition_base_dir=str(self._tables.table_path(self.contract.name)),
+        )
 
     def _exclusion_rule(self) -> ds.Expression | None:
         if "sample_row" not in self.contract.names or not self._tables.excluded_sample_ids:
@@ -427,12 +441,16 @@ def _order(wanted: Contract) -> list[tuple[str, str]]:
 def _expression(where: Where | None) -> ds.Expression | None:
     rule: ds.Expression | None = None
     for name, value in (where or {}).items():
-        if isinstance(value, list | tuple | set | frozenset):
+        if _is_list(value):
             part = ds.field(name).isin(pa.array(list(value)))
         else:
             part = ds.field(name) == pc.scalar(value)
         rule = _and(rule, part)
     return rule
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple | set | frozenset)
 
 
 def _and(left: ds.Expression | None, right: ds.Expression | None) -> ds.Expression | None:

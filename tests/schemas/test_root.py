@@ -1,0 +1,98 @@
+import json
+import multiprocessing
+
+import pytest
+
+from schemas import __main__ as command
+from schemas import root as root_module
+from schemas.errors import BadInput, JobAlreadyRunning, RootVersionMismatch
+from schemas.root import Root
+
+
+def test_creating_a_root_twice_opens_it(tmp_path):
+    assert Root.create(tmp_path / "r").path == Root.create(tmp_path / "r").path
+
+
+def test_a_folder_with_other_things_is_not_taken_over(tmp_path):
+    (tmp_path / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(BadInput, match="not empty and is no root"):
+        Root.create(tmp_path)
+
+
+def test_opening_what_is_no_root_says_so(tmp_path):
+    with pytest.raises(BadInput, match="is no root"):
+        Root.open(tmp_path)
+
+
+def test_an_object_store_is_refused_in_one_sentence():
+    with pytest.raises(BadInput, match="object store is not supported yet"):
+        Root.create("s3://bucket/root")
+
+
+@pytest.mark.parametrize("version", [0, 99])
+def test_a_root_of_another_version_is_refused_with_advice(tmp_path, version):
+    Root.create(tmp_path / "r")
+    (tmp_path / "r" / "root.json").write_text(json.dumps({"schema_version": version}))
+    with pytest.raises(RootVersionMismatch, match=f"schema version {version}, this code speaks 1"):
+        Root.open(tmp_path / "r")
+
+
+def test_a_damaged_root_file_is_named(tmp_path):
+    Root.create(tmp_path / "r")
+    (tmp_path / "r" / "root.json").write_text("{")
+    with pytest.raises(BadInput, match=r"root\.json is damaged"):
+        Root.open(tmp_path / "r")
+
+
+def test_a_migration_leads_an_old_root_to_this_version(tmp_path, monkeypatch, capsys):
+    Root.create(tmp_path / "r")
+    (tmp_path / "r" / "root.json").write_text(json.dumps({"schema_version": 0}))
+    done = []
+    monkeypatch.setitem(root_module.MIGRATIONS, 0, done.append)
+    with pytest.raises(RootVersionMismatch, match="python -m schemas migrate"):
+        Root.open(tmp_path / "r")
+    assert command.main(["migrate", "--root", str(tmp_path / "r")]) == 0
+    assert done == [tmp_path / "r"]
+    assert "schema version 1" in capsys.readouterr().out
+    assert Root.open(tmp_path / "r").path == tmp_path / "r"
+    assert command.main(["migrate", "--root", str(tmp_path / "r")]) == 0
+
+
+def test_a_root_that_no_migration_reaches_is_refused_by_the_command(tmp_path, capsys):
+    Root.create(tmp_path / "r")
+    (tmp_path / "r" / "root.json").write_text(json.dumps({"schema_version": 99}))
+    assert command.main(["migrate", "--root", str(tmp_path / "r")]) == 2
+    assert "install the newer release" in capsys.readouterr().err
+
+
+def test_the_same_job_on_the_same_batch_cannot_run_twice_at_once(root):
+    with root.lock("score", "b1"):
+        with (
+            pytest.raises(JobAlreadyRunning, match="score already runs on b1"),
+            root.lock("score", "b1"),
+        ):
+            pass
+        with root.lock("score", "b2"), root.lock("embed", "b1"):
+            pass
+    with root.lock("score", "b1"):
+        pass
+
+
+def _hold_and_die(path, ready):
+    with Root.open(path).lock("score", "b1"):
+        ready.set()
+        multiprocessing.Event().wait(60)
+
+
+def test_a_killed_holder_releases_its_lock(root):
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    holder = context.Process(target=_hold_and_die, args=(root.path, ready))
+    holder.start()
+    assert ready.wait(60)
+    with pytest.raises(JobAlreadyRunning, match=f"process {holder.pid}"), root.lock("score", "b1"):
+        pass
+    holder.kill()
+    holder.join()
+    with root.lock("score", "b1"):
+        pass

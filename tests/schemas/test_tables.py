@@ -1,0 +1,293 @@
+import datetime as dt
+import multiprocessing
+import pickle
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from schemas.errors import ContractViolation, TableMissing
+from schemas.registry import contract
+from schemas.root import Root
+
+NAME = "reference_sets"
+
+
+def members(rows, reference_set="x"):
+    return pa.table(
+        {
+            "reference_set": [reference_set] * len(rows),
+            "sample_row": pa.array(rows, pa.int64()),
+            "role": ["trusted"] * len(rows),
+        },
+        schema=contract(NAME).arrow_schema,
+    )
+
+
+def commit(root, rows, reference_set="x", inputs=None):
+    return root.tables.commit(
+        NAME,
+        members(rows, reference_set),
+        slice={"reference_set": reference_set},
+        inputs=inputs or {"rows": list(rows)},
+        job="test",
+    )
+
+
+def rows_of(root, **where):
+    return root.tables.read(NAME, ["sample_row"], where or None)["sample_row"].to_pylist()
+
+
+def files_on_disk(root, name=NAME):
+    return sorted(root.tables.table_path(name).rglob("*.parquet"))
+
+
+def batch(name, ordinal=0):
+    row = {
+        "ingest_batch": name,
+        "batch_ordinal": ordinal,
+        "role": "pool",
+        "source_kind": "folder",
+        "source_uri": "u",
+    }
+    return contract("ingest_batches").table([row])
+
+
+def test_a_table_that_is_not_there_yet_reads_as_no_rows_but_cannot_be_opened(root):
+    assert root.tables.read(NAME).num_rows == 0
+    assert root.tables.version(NAME) is None
+    with pytest.raises(TableMissing, match="there is no table reference_sets yet"):
+        root.tables.open(NAME)
+
+
+def test_the_same_inputs_are_a_no_op_and_leave_no_files(root):
+    assert commit(root, [1, 2]).written == 2
+    before = files_on_disk(root)
+    again = commit(root, [1, 2])
+    assert (again.written, again.unchanged, again.version) == (0, 2, 0)
+    assert files_on_disk(root) == before
+
+
+def test_changed_inputs_replace_the_slice_and_no_other(root):
+    commit(root, [1, 2], "x")
+    commit(root, [7], "y")
+    commit(root, [3], "x")
+    assert rows_of(root, reference_set="x") == [3]
+    assert rows_of(root, reference_set="y") == [7]
+
+
+def test_inputs_that_change_back_are_committed_again(root):
+    for rows in ([1], [2], [1]):
+        commit(root, rows)
+    assert rows_of(root) == [1]
+    assert root.tables.version(NAME) == 2
+
+
+def test_a_pinned_version_reads_what_it_read_then(root):
+    commit(root, [1, 2])
+    commit(root, [3])
+    assert root.tables.open(NAME, 0).read()["sample_row"].to_pylist() == [1, 2]
+    with pytest.raises(TableMissing, match="at version 9"):
+        root.tables.open(NAME, 9)
+
+
+def test_a_slice_knows_what_it_was_made_from(root):
+    assert root.tables.fingerprint(NAME, {"reference_set": "x"}) is None
+    commit(root, [1], inputs={"a": 1})
+    assert root.tables.is_current(NAME, {"reference_set": "x"}, {"a": 1})
+    assert not root.tables.is_current(NAME, {"reference_set": "x"}, {"a": 2})
+    assert root.tables.fingerprint(NAME, {"reference_set": "y"}) is None
+
+
+def test_rows_that_break_the_contract_leave_nothing_behind(root):
+    commit(root, [1])
+    with pytest.raises(ContractViolation, match="sample_row < 0"):
+        commit(root, [-1])
+    with pytest.raises(ContractViolation, match="more than once"):
+        commit(root, [2, 2])
+    assert rows_of(root) == [1]
+    assert len(files_on_disk(root)) == 1
+
+
+def test_rows_of_another_slice_are_refused(root):
+    with pytest.raises(ContractViolation, match="in the slice"):
+        root.tables.commit(
+            NAME, members([1], "y"), slice={"reference_set": "x"}, inputs={}, job="test"
+        )
+
+
+def test_a_key_that_stands_in_two_files_is_refused_and_both_are_removed(root):
+    files = []
+    for _ in range(2):
+        writer = root.tables.writer(NAME, {"reference_set": "x"}, "c1")
+        writer.write(members([1]))
+        files += writer.close()
+    with pytest.raises(ContractViolation, match="repeat a key"):
+        root.tables.commit(NAME, files, slice={"reference_set": "x"}, inputs={}, job="test")
+    assert files_on_disk(root) == []
+
+
+def test_files_of_several_writers_become_visible_in_one_commit(root):
+    files = []
+    for start in (0, 10):
+        writer = pickle.loads(pickle.dumps(root.tables.writer(NAME, {"reference_set": "x"}, "c1")))
+        writer.write(members([start]))
+        writer.write(members([start + 1]))
+        files += writer.close()
+    assert root.tables.read(NAME).num_rows == 0
+    root.tables.commit(NAME, files, slice={"reference_set": "x"}, inputs={}, job="test")
+    assert rows_of(root) == [0, 1, 10, 11]
+    assert root.tables.version(NAME) == 0
+
+
+def test_the_files_of_a_failed_job_can_be_discarded(root):
+    writer = root.tables.writer(NAME, {"reference_set": "x"}, "gone")
+    writer.write(members([1]))
+    writer.close()
+    assert root.tables.discard(NAME, "gone") == 1
+    assert files_on_disk(root) == []
+
+
+def test_a_slice_of_no_rows_is_remembered_as_done(root):
+    root.tables.commit(NAME, members([]), slice={"reference_set": "x"}, inputs={"n": 0}, job="t")
+    assert root.tables.is_current(NAME, {"reference_set": "x"}, {"n": 0})
+    assert root.tables.read(NAME).num_rows == 0
+
+
+def test_rows_come_in_the_order_of_their_key(root):
+    commit(root, [5, 3, 9])
+    commit(root, [4, 1], "y")
+    assert rows_of(root) == [1, 3, 4, 5, 9]
+
+
+def test_an_upsert_replaces_by_key_and_twice_equals_once(root):
+    root.tables.upsert("ingest_batches", batch("b", 0), job="test")
+    root.tables.upsert("ingest_batches", batch("a", 1), job="test")
+    root.tables.upsert("ingest_batches", batch("b", 5), job="test")
+    again = root.tables.upsert("ingest_batches", batch("b", 5), job="test")
+    found = root.tables.read("ingest_batches")
+    assert dict(zip(*found.select(["ingest_batch", "batch_ordinal"]).to_pydict().values())) == {
+        "a": 1,
+        "b": 5,
+    }
+    assert (again.written, again.version) == (0, 2)
+
+
+def test_other_engines_read_the_same_rows(root):
+    commit(root, [1, 2], "x")
+    commit(root, [3], "y")
+    commit(root, [4], "x")
+    path = str(root.tables.table_path(NAME))
+    ours = root.tables.read(NAME).to_pylist()
+    delta = DeltaTable(path)
+    key = [("sample_row", "ascending")]
+    assert pa.table(delta.to_pyarrow_table()).sort_by(key).to_pylist() == ours
+    assert pl.read_delta(path).sort("sample_row").to_dicts() == ours
+    arrow = delta.to_pyarrow_dataset()  # noqa: F841 - duckdb finds it by name
+    found = duckdb.sql("select sample_row from arrow order by sample_row").fetchall()
+    assert found == [(3,), (4,)]
+
+
+def test_partition_values_prune_files(root):
+    commit(root, [1], "x")
+    commit(root, [2], "y")
+    uris = root.tables.open(NAME).file_uris({"reference_set": "y"})
+    assert len(uris) == 1
+    assert "reference_set=y" in uris[0]
+
+
+def test_excluded_samples_are_left_out_of_every_read(root, make_batch, images):
+    samples = make_batch(root, "b", images(3, side=8))
+    rows, ids = samples["sample_row"].to_pylist(), samples["sample_id"].to_pylist()
+    commit(root, rows)
+    gone = contract("exclusions").table(
+        [{"sample_id": ids[1], "excluded_at": dt.datetime.now(dt.UTC), "why": "asked"}]
+    )
+    root.tables.upsert("exclusions", gone, job="test")
+    assert root.tables.read("samples")["sample_id"].to_pylist() == [ids[0], ids[2]]
+    assert rows_of(root) == [rows[0], rows[2]]
+    assert rows_of(Root.open(root.path)) == [rows[0], rows[2]]
+    assert root.tables.open(NAME, 0).excluded_sample_rows() == {rows[1]}
+    assert root.tables.open("samples").read(exclude=False).num_rows == 3
+
+
+def _commit_many(path, worker):
+    root = Root.open(path)
+    for number in range(4):
+        commit(root, [number], f"w{worker}")
+        root.tables.upsert("ingest_batches", batch(f"w{worker}-{number}"), job="test")
+
+
+def test_concurrent_writers_lose_nothing(root):
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_commit_many, args=(root.path, i)) for i in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
+    assert root.tables.version(NAME) == 11
+    assert rows_of(root) == [3, 3, 3]
+    assert root.tables.read("ingest_batches").num_rows == 12
+
+
+def test_writers_on_different_machines_meet_in_the_log(root, monkeypatch):
+    """Without the machine's own lock, delta-rs refuses the loser and the retry heals it."""
+    import contextlib
+
+    tables = type(root.tables)
+    monkeypatch.setattr(tables, "_commit_lock", lambda self, name: contextlib.nullcontext())
+    commit(root, [1], "x")
+    original, raced = tables._log, []
+
+    def raced_log(self, *arguments):
+        if not raced:
+            raced.append(True)
+            commit(Root.open(root.path), [2], "x")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(tables, "_log", raced_log)
+    commit(root, [3], "x")
+    assert rows_of(root) == [3]
+
+
+def test_two_first_commits_of_one_slice_do_not_both_stay(root, monkeypatch):
+    import contextlib
+
+    tables = type(root.tables)
+    monkeypatch.setattr(tables, "_commit_lock", lambda self, name: contextlib.nullcontext())
+    commit(root, [1], "other")
+    original, raced = tables._log, []
+
+    def raced_log(self, *arguments):
+        if not raced:
+            raced.append(True)
+            commit(Root.open(root.path), [2], "x")
+        return original(self, *arguments)
+
+    monkeypatch.setattr(tables, "_log", raced_log)
+    commit(root, [3], "x")
+    assert rows_of(root, reference_set="x") == [3]
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("xy"), st.lists(st.integers(0, 20), unique=True, max_size=5)),
+        max_size=5,
+    )
+)
+def test_any_series_of_commits_leaves_the_last_rows_of_each_slice(tmp_path_factory, series):
+    root = Root.create(tmp_path_factory.mktemp("roots") / "r")
+    expected = {}
+    for name, rows in series:
+        commit(root, rows, name)
+        expected[name] = sorted(rows)
+    for name, rows in expected.items():
+        assert rows_of(root, reference_set=name) == rows
