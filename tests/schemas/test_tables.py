@@ -170,6 +170,110 @@ def test_an_upsert_replaces_by_key_and_twice_equals_once(root):
     root.tables.upsert("ingest_batches", batch("b", 5), job="test")
     again = root.tables.upsert("ingest_batches", batch("b", 5), job="test")
     found = root.tables.read("ingest_batches")
+    assert found["ingest_batch"].to_pylist() == ["a", "b"]
+    assert found["batch_ordinal"].to_pylist() == [1, 5]
+    assert (again.written, again.unchanged, again.version) == (0, 2, 0)
+    assert files_on_disk(root) == before
+
+
+def test_changed_inputs_replace_the_slice_and_no_other(root):
+    commit(root, [1, 2], "x")
+    commit(root, [7], "y")
+    commit(root, [3], "x")
+    assert rows_of(root, reference_set="x") == [3]
+    assert rows_of(root, reference_set="y") == [7]
+
+
+def test_inputs_that_change_back_are_committed_again(root):
+    for rows in ([1], [2], [1]):
+        commit(root, rows)
+    assert rows_of(root) == [1]
+    assert root.tables.version(NAME) == 2
+
+
+def test_a_pinned_version_reads_what_it_read_then(root):
+    commit(root, [1, 2])
+    commit(root, [3])
+    assert root.tables.open(NAME, 0).read()["sample_row"].to_pylist() == [1, 2]
+    with pytest.raises(TableMissing, match="at version 9"):
+        root.tables.open(NAME, 9)
+
+
+def test_a_slice_knows_what_it_was_made_from(root):
+    assert root.tables.fingerprint(NAME, {"reference_set": "x"}) is None
+    commit(root, [1], inputs={"a": 1})
+    assert root.tables.is_current(NAME, {"reference_set": "x"}, {"a": 1})
+    assert not root.tables.is_current(NAME, {"reference_set": "x"}, {"a": 2})
+    assert root.tables.fingerprint(NAME, {"reference_set": "y"}) is None
+
+
+def test_rows_that_break_the_contract_leave_nothing_behind(root):
+    commit(root, [1])
+    with pytest.raises(ContractViolation, match="sample_row < 0"):
+        commit(root, [-1])
+    with pytest.raises(ContractViolation, match="more than once"):
+        commit(root, [2, 2])
+    assert rows_of(root) == [1]
+    assert len(files_on_disk(root)) == 1
+
+
+def test_rows_of_another_slice_are_refused(root):
+    with pytest.raises(ContractViolation, match="in the slice"):
+        root.tables.commit(
+            NAME, members([1], "y"), slice={"reference_set": "x"}, inputs={}, job="test"
+        )
+
+
+def test_a_key_that_stands_in_two_files_is_refused_and_both_are_removed(root):
+    files = []
+    for _ in range(2):
+        writer = root.tables.writer(NAME, {"reference_set": "x"}, "c1")
+        writer.write(members([1]))
+        files += writer.close()
+    with pytest.raises(ContractViolation, match="repeat a key"):
+        root.tables.commit(NAME, files, slice={"reference_set": "x"}, inputs={}, job="test")
+    assert files_on_disk(root) == []
+
+
+def test_files_of_several_writers_become_visible_in_one_commit(root):
+    files = []
+    for start in (0, 10):
+        writer = pickle.loads(pickle.dumps(root.tables.writer(NAME, {"reference_set": "x"}, "c1")))
+        writer.write(members([start]))
+        writer.write(members([start + 1]))
+        files += writer.close()
+    assert root.tables.read(NAME).num_rows == 0
+    root.tables.commit(NAME, files, slice={"reference_set": "x"}, inputs={}, job="test")
+    assert rows_of(root) == [0, 1, 10, 11]
+    assert root.tables.version(NAME) == 0
+
+
+def test_the_files_of_a_failed_job_can_be_discarded(root):
+    writer = root.tables.writer(NAME, {"reference_set": "x"}, "gone")
+    writer.write(members([1]))
+    writer.close()
+    assert root.tables.discard(NAME, "gone") == 1
+    assert files_on_disk(root) == []
+
+
+def test_a_slice_of_no_rows_is_remembered_as_done(root):
+    root.tables.commit(NAME, members([]), slice={"reference_set": "x"}, inputs={"n": 0}, job="t")
+    assert root.tables.is_current(NAME, {"reference_set": "x"}, {"n": 0})
+    assert root.tables.read(NAME).num_rows == 0
+
+
+def test_rows_come_in_the_order_of_their_key(root):
+    commit(root, [5, 3, 9])
+    commit(root, [4, 1], "y")
+    assert rows_of(root) == [1, 3, 4, 5, 9]
+
+
+def test_an_upsert_replaces_by_key_and_twice_equals_once(root):
+    root.tables.upsert("ingest_batches", batch("b", 0), job="test")
+    root.tables.upsert("ingest_batches", batch("a", 1), job="test")
+    root.tables.upsert("ingest_batches", batch("b", 5), job="test")
+    again = root.tables.upsert("ingest_batches", batch("b", 5), job="test")
+    found = root.tables.read("ingest_batches")
     assert dict(zip(*found.select(["ingest_batch", "batch_ordinal"]).to_pydict().values())) == {
         "a": 1,
         "b": 5,
