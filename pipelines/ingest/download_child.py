@@ -1,0 +1,28 @@
+"""The process that img2dataset runs in. It dies with its parent, and takes its workers along."""
+
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+
+def _end_with_parent() -> None:
+    # The parent holds the other end open and writes nothing: an end of input is its death.
+    # The raw descriptor is read, because a buffered reader would hold a lock at interpreter exit.
+    while os.read(0, 1):
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
+def main(folder: Path) -> None:
+    """Run img2dataset with the options that lie in `folder`."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from img2dataset import download
+
+    download(**json.loads((folder / "options.json").read_text()))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

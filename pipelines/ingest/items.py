@@ -1,0 +1,101 @@
+"""What a source lists: items whose bytes lie somewhere, or that are refused at once."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+# Reason codes of ingest, beside those of ambient_omni.images.
+MISSING_FILE = "missing_file"  # listed by metadata or a link, not there
+MISSING_IMAGE = "missing_image"  # a shard has the caption of an image that it does not have
+UNREADABLE = "unreadable"  # the file system refused
+NOT_A_FILE = "not_a_file"  # a pipe, socket or device
+SYMLINK = "symlink"  # a link to a folder, or out of the source
+UNSUPPORTED_MEMBER = "unsupported_member"  # a link, device or sparse file in a tar
+TRUNCATED_MEMBER = "truncated_member"  # the shard ends inside it
+TRUNCATED_SHARD = "truncated_shard"  # the shard ends inside a tar header
+CORRUPT_SHARD = "corrupt_shard"  # no tar header where one must be
+TOO_MANY_BYTES = "too_many_bytes"  # above max_image_bytes
+DECODER_DIED = "decoder_died"  # decoding it ended the process
+BAD_ROW = "bad_row"  # a line of a URL list that cannot be read
+NO_URL = "no_url"
+UNSUPPORTED_SCHEME = "unsupported_scheme"  # neither http nor https
+DISALLOWED = "disallowed"  # the server asks not to be used (X-Robots-Tag)
+TIMEOUT = "timeout"
+CONNECTION_FAILED = "connection_failed"
+DOWNLOAD_FAILED = "download_failed"
+NO_STATUS = "no_status"  # the downloader finished its shard and never spoke of this row
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
+
+
+@dataclass(frozen=True, slots=True)
+class ListedItem:
+    """One listed item.
+
+    Attributes:
+        key: its place in the listing, unique in the batch.
+        uri: where the bytes came from.
+        source: name of the source.
+        path: file that holds the bytes; empty if there are none.
+        offset: where they begin in that file, None if they are the whole file.
+        num_bytes: how many there are (for a whole file: were, when it was listed).
+        caption: as found.
+        label: as found.
+        reason: why the item is refused at once, else None.
+        detail: more about that.
+    """
+
+    key: str
+    uri: str
+    source: str
+    path: str = ""
+    offset: int | None = None
+    num_bytes: int = 0
+    caption: str | None = None
+    label: str | None = None
+    reason: str | None = None
+    detail: str | None = None
+
+
+class Source(Protocol):
+    """A folder, tar shards or a URL list."""
+
+    @property
+    def kind(self) -> str:
+        """Return "folder", "tar" or "url_list"."""
+
+    @property
+    def uri(self) -> str:
+        """Where it is, for the register."""
+
+    @property
+    def signature(self) -> str:
+        """Changes when the source does; made without reading an image."""
+
+    def items(self, work: Path) -> list[ListedItem]:
+        """List everything, in an order that depends on the source's content alone.
+
+        `work` is a folder for files that must outlive a killed process, such as downloads.
+        """
+
+
+def text_of(name: str) -> str:
+    """Return a file name as valid text: bytes that are not UTF-8 are written as backslash codes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def with_distinct_keys(items: Iterable[ListedItem]) -> list[ListedItem]:
+    """Number the keys that stand more than once; a tar may hold one name many times."""
+    seen: Counter[str] = Counter()
+    taken: set[str] = set()
+    out = []
+    for item in items:
+        key = item.key
+        while key in taken:
+            seen[item.key] += 1
+            key = f"{item.key}~{seen[item.key] + 1}"
+        taken.add(key)
+        out.append(item if key == item.key else replace(item, key=key))
+    return out

@@ -1,0 +1,152 @@
+"""From verdicts to rows: which item is a sample, which a duplicate, and who gets which position."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipelines.ingest.items import ListedItem
+from pipelines.ingest.shards import ShardPlan, Stored
+from pipelines.ingest.verify import Verdict
+from schemas import ingest_attempts, samples
+from schemas.ids import canonical_json, sample_row_of
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A distinct image: the first item that brought its bytes, and its position in the batch."""
+
+    position: int
+    item: ListedItem
+    verdict: Verdict
+
+    @property
+    def stored(self) -> Stored:
+        """What goes into the shard."""
+        assert self.verdict.sample_id is not None
+        assert self.verdict.num_bytes is not None
+        return Stored(
+            position=self.position,
+            sample_id=self.verdict.sample_id,
+            num_bytes=self.verdict.num_bytes,
+            format=self.verdict.format,
+            metadata={
+                "sample_id": self.verdict.sample_id,
+                "listed_as": self.item.key,
+                "source": self.item.source,
+                "caption": self.item.caption,
+                "label": self.item.label,
+                "width": self.verdict.width,
+                "height": self.verdict.height,
+            },
+        )
+
+
+def assign_positions(
+    items: Sequence[ListedItem],
+    verdicts: Sequence[Verdict],
+    known: Mapping[str, int],
+    next_position: int,
+) -> list[Sample]:
+    """Return one sample for each distinct image, in the order of their positions.
+
+    Bytes that the batch held before keep their position, so that facts about a sample_row never
+    come to speak of another image; new ones follow in the order of the listing.
+
+    Args:
+        items: the listing.
+        verdicts: what each item is.
+        known: positions by sample_id of the batch as it stands.
+        next_position: first position that was never given away.
+    """
+    found: dict[str, Sample] = {}
+    for item, verdict in zip(items, verdicts, strict=True):
+        sample_id = verdict.sample_id
+        if verdict.reason is not None or sample_id is None or sample_id in found:
+            continue
+        position = known.get(sample_id)
+        if position is None:
+            position, next_position = next_position, next_position + 1
+        found[sample_id] = Sample(position, item, verdict)
+    return sorted(found.values(), key=lambda sample: sample.position)
+
+
+def attempts_table(
+    batch: str,
+    ordinal: int,
+    items: Sequence[ListedItem],
+    verdicts: Sequence[Verdict],
+    found: Sequence[Sample],
+) -> pa.Table:
+    """Return one `ingest_attempts` row for each item."""
+    holder = {sample.verdict.sample_id: sample for sample in found}
+    rows = []
+    for item, verdict in zip(items, verdicts, strict=True):
+        sample = None if verdict.reason is not None else holder[verdict.sample_id]
+        status = "rejected"
+        if sample is not None:
+            status = "stored" if sample.item is item else "duplicate"
+        rows.append(
+            {
+                "ingest_batch": batch,
+                "attempt_key": item.key,
+                "source": item.source,
+                "source_uri": item.uri,
+                "status": status,
+                "reason": verdict.reason,
+                "detail": verdict.detail,
+                "caption": item.caption,
+                "label": item.label,
+                "num_bytes": verdict.num_bytes,
+                "sample_id": verdict.sample_id,
+                "sample_row": None if sample is None else sample_row_of(ordinal, sample.position),
+            }
+        )
+    return ingest_attempts.CONTRACT.table(rows)
+
+
+def samples_table(
+    batch: str, ordinal: int, found: Sequence[Sample], plans: Sequence[ShardPlan]
+) -> pa.Table:
+    """Return one `samples` row for each distinct image."""
+    places = {
+        member.position: (plan.name, offset)
+        for plan in plans
+        for member, offset in zip(plan.members, plan.offsets, strict=True)
+    }
+    return samples.CONTRACT.table(
+        [_sample_row(batch, ordinal, s, *places[s.position]) for s in found]
+    )
+
+
+def digest_of(table: pa.Table) -> str:
+    """Return a hash of a table's rows, the input of their commit."""
+    digest = hashlib.sha256()
+    for batch in table.to_batches(max_chunksize=10_000):
+        for row in batch.to_pylist():
+            digest.update(canonical_json(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _sample_row(
+    batch: str, ordinal: int, sample: Sample, shard: str, offset: int
+) -> dict[str, object]:
+    item, verdict = sample.item, sample.verdict
+    return {
+        "sample_row": sample_row_of(ordinal, sample.position),
+        "sample_id": verdict.sample_id,
+        "ingest_batch": batch,
+        "shard": shard,
+        "byte_offset": offset,
+        "num_bytes": verdict.num_bytes,
+        "width": verdict.width,
+        "height": verdict.height,
+        "format": verdict.format,
+        "caption": item.caption,
+        "label": item.label,
+        "source": item.source,
+        "phash": verdict.phash,
+        "parent_sample_id": None,
+        "loop_number": 0,
+    }

@@ -1,0 +1,46 @@
+"""What kind of source the user named."""
+
+import glob
+from pathlib import Path
+
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.folder import FolderSource, walk
+from pipelines.ingest.items import IMAGE_SUFFIXES, Source
+from pipelines.ingest.tars import TarSource
+from pipelines.ingest.url_list import SUFFIXES, UrlListSource
+from schemas.errors import BadInput
+
+
+def open_source(source: str | Path, config: IngestConfig) -> Source:
+    """Tell folder, tar shards (a file, a folder of them, a pattern) and URL list apart.
+
+    Raises:
+        BadInput: nothing is there, or it is none of these.
+    """
+    text = str(source)
+    if "://" in text:
+        raise BadInput(f"{text} is not on this machine; name a folder, tar shards or a URL list")
+    path = Path(text).expanduser().absolute()
+    if path.is_dir():
+        return _open_folder(path, config)
+    if path.is_file():
+        if path.suffix.lower() == ".tar":
+            return TarSource(str(path), config)
+        if path.suffix.lower() in SUFFIXES:
+            return UrlListSource(path, config)
+        raise BadInput(
+            f"{path} is no source; name a folder, a .tar, or a list of URLs "
+            f"({', '.join(sorted(SUFFIXES))})"
+        )
+    if glob.has_magic(text):
+        return TarSource(str(path), config)
+    raise BadInput(f"{path} does not exist; check the path")
+
+
+def _open_folder(path: Path, config: IngestConfig) -> Source:
+    suffixes = {entry.suffix for entry in walk(path) if entry.reason is None}
+    if not suffixes:
+        raise BadInput(f"{path} is empty; name a folder with JPEG, PNG or WebP images")
+    if ".tar" in suffixes and not suffixes & IMAGE_SUFFIXES:
+        return TarSource(str(path), config)
+    return FolderSource(path, config)

@@ -1,0 +1,209 @@
+"""Every item is read and decoded once before anything is stored."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ambient_omni.images import ImageLimits, ImageRejected, decode, probe
+from ambient_omni.progress import progress
+from pipelines.ingest.config import IngestConfig
+from pipelines.ingest.items import (
+    DECODER_DIED,
+    MISSING_FILE,
+    TOO_MANY_BYTES,
+    UNREADABLE,
+    ListedItem,
+)
+from schemas.errors import BadInput
+from schemas.ids import sample_id_of
+
+CHUNK_ITEMS = 64
+# Starting a process pool takes a few seconds of imports; less work than this is done in place.
+INLINE_SECONDS = 4.0
+SECONDS_PER_ITEM = 1e-3
+SECONDS_PER_BYTE = 75e-9  # JPEG photographs, decode and hashes, one core
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the bytes of one item are: an image, or why not.
+
+    `width` and `height` are in pixels after EXIF orientation; `phash` is a signed 64-bit integer.
+    """
+
+    sample_id: str | None = None
+    num_bytes: int | None = None
+    width: int = 0
+    height: int = 0
+    format: str = ""
+    phash: int = 0
+    reason: str | None = None
+    detail: str | None = None
+
+
+def read_item(item: ListedItem) -> bytes:
+    """Return the bytes of an item, as they lie.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    with open(item.path, "rb", buffering=0) as file:  # noqa: PTH123 - called per image
+        if item.offset is None:
+            return file.readall()
+        file.seek(item.offset)
+        return file.read(item.num_bytes) or b""
+
+
+def verify(item: ListedItem, limits: ImageLimits, max_bytes: int) -> Verdict:
+    """Read and decode one item; never raises for what the bytes are."""
+    if item.reason is not None:
+        return Verdict(reason=item.reason, detail=item.detail)
+    if item.num_bytes > max_bytes:
+        detail = f"{item.num_bytes} bytes; the limit is {max_bytes}"
+        return Verdict(num_bytes=item.num_bytes, reason=TOO_MANY_BYTES, detail=detail)
+    try:
+        data = read_item(item)
+    except FileNotFoundError:
+        return Verdict(reason=MISSING_FILE, detail="gone since it was listed")
+    except OSError as error:
+        return Verdict(reason=UNREADABLE, detail=error.strerror)
+    sample_id = sample_id_of(data)
+    try:
+        facts, pixels = probe(data, limits), decode(data, limits)
+    except ImageRejected as rejected:
+        return Verdict(sample_id, len(data), reason=rejected.reason, detail=rejected.detail)
+    height, width = pixels.shape[:2]
+    return Verdict(sample_id, len(data), width, height, facts.format, perceptual_hash(pixels))
+
+
+def perceptual_hash(pixels: npt.NDArray[np.uint8]) -> int:
+    """Return imagehash's 64-bit DCT hash as a signed integer, first bit most significant."""
+    imagehash = _imagehash()
+    bits = imagehash.phash(Image.fromarray(pixels)).hash
+    return int.from_bytes(np.packbits(bits).tobytes(), "big", signed=True)
+
+
+def verify_all(items: Sequence[ListedItem], config: IngestConfig) -> list[Verdict]:
+    """Return the verdict of each item, in order, whatever the number of processes."""
+    _imagehash()  # a missing library is one clear error, not one in each process
+    work = partial(_verify_chunk, limits=config.limits, max_bytes=config.max_image_bytes)
+    chunks = [items[i : i + CHUNK_ITEMS] for i in range(0, len(items), CHUNK_ITEMS)]
+    num_workers = config.num_workers or _num_cores()
+    seconds = len(items) * SECONDS_PER_ITEM + sum(i.num_bytes for i in items) * SECONDS_PER_BYTE
+    inline = num_workers == 1 or seconds < INLINE_SECONDS
+    results = map(work, chunks) if inline else run_chunks(work, chunks, num_workers)
+    verdicts: list[Verdict] = []
+    with progress(
+        label="verify images", unit="img", total=len(items), show=config.show_progress
+    ) as bar:
+        for result in results:
+            verdicts.extend(result)
+            bar.update(len(result))
+    return verdicts
+
+
+def run_chunks(
+    work: Callable[[Any], list[Verdict]], chunks: Sequence[Any], num_workers: int
+) -> Iterator[list[Verdict]]:
+    """Yield `work(chunk)` in order from a pool; a chunk that ends its process is taken apart."""
+    pending: deque[tuple[Any, Future[list[Verdict]] | None]] = deque()
+    pool = _pool(num_workers)
+    waiting = deque(chunks)
+    try:
+        while waiting or pending:
+            # A window, so that a million items are not a million futures.
+            while waiting and len(pending) < 4 * num_workers:
+                pending.append(_submit(pool, work, waiting.popleft()))
+            chunk, future = pending.popleft()
+            try:
+                result = None if future is None else future.result()
+            except BrokenProcessPool:
+                result = None
+            if result is None:
+                # The pool is gone and with it what it had under way; who did it is not known.
+                yield run_isolated(work, chunk)
+                pool.shutdown(wait=False)
+                pool = _pool(num_workers)
+                pending = deque(
+                    (c, f) if f is not None and _succeeded(f) else _submit(pool, work, c)
+                    for c, f in pending
+                )
+            else:
+                yield result
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def run_isolated(work: Callable[[Any], list[Verdict]], chunk: Sequence[Any]) -> list[Verdict]:
+    """Run a chunk in a process of its own, halving it until the item that kills it stands alone."""
+    try:
+        with _pool(1) as pool:
+            return pool.submit(work, chunk).result()
+    except BrokenProcessPool:
+        if len(chunk) == 1:
+            return [Verdict(reason=DECODER_DIED, detail="the process ended while decoding it")]
+    middle = len(chunk) // 2
+    return run_isolated(work, chunk[:middle]) + run_isolated(work, chunk[middle:])
+
+
+def _verify_chunk(
+    items: Sequence[ListedItem], limits: ImageLimits, max_bytes: int
+) -> list[Verdict]:
+    return [verify(item, limits, max_bytes) for item in items]
+
+
+def _submit(
+    pool: ProcessPoolExecutor, work: Callable[[Any], list[Verdict]], chunk: Any
+) -> tuple[Any, Future[list[Verdict]] | None]:
+    try:
+        return chunk, pool.submit(work, chunk)
+    except BrokenProcessPool:
+        return chunk, None
+
+
+def _succeeded(future: "Future[list[Verdict]]") -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def _pool(num_workers: int) -> ProcessPoolExecutor:
+    # Spawn, not fork: the caller may hold threads (Spark, an orchestrator) and locks.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()  # a killed parent cannot tell its workers to end
+        os._exit(1)
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _imagehash() -> Any:
+    try:
+        import imagehash
+    except ImportError as error:
+        raise BadInput(
+            f"ingest needs imagehash ({error}); pip install 'ambient-omni[spark]'"
+        ) from error
+    return imagehash
