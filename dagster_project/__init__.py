@@ -1,0 +1,1 @@
+"""The orchestrated graph and the `ambient-omni` command. Describes; computes nothing."""

@@ -1,0 +1,1 @@
+"""Assets, checks and resources, one module per group."""

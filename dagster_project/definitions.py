@@ -1,0 +1,25 @@
+"""The code location: what `ambient-omni ui` and `dg dev` load.
+
+Loading imports the orchestrator and the contracts, nothing that computes: no torch, no Spark, no
+JVM, no network. Jobs are imported when an asset runs.
+"""
+
+import os
+
+import dagster as dg
+
+from dagster_project.defs import annotate, checks, curate, evaluate, ingest, train
+from dagster_project.defs.project import RECIPE_VARIABLE, ROOT_VARIABLE, Project
+
+defs = dg.Definitions(
+    assets=dg.load_assets_from_modules([ingest, curate, annotate, train, evaluate]),
+    asset_checks=dg.load_asset_checks_from_modules([checks]),
+    resources={
+        "project": Project(
+            root_path=os.environ.get(ROOT_VARIABLE, ""),
+            recipe_name=os.environ.get(RECIPE_VARIABLE, ""),
+        )
+    },
+    # One process a run: Spark's session and torch's weights are shared by its steps.
+    executor=dg.in_process_executor,
+)

@@ -1,0 +1,36 @@
+"""Group `ingest`: sources become batches."""
+
+import dagster as dg
+
+from dagster_project.defs.materialize import job_result, run_job
+from dagster_project.defs.partitions import INGEST_BATCHES
+from dagster_project.defs.project import Project
+from dagster_project.describe import described, static_metadata
+
+
+@dg.asset(
+    partitions_def=INGEST_BATCHES,
+    group_name="ingest",
+    kinds={"python", "deltalake"},
+    description=(
+        "Images of one source, stored as they came in tar shards; every listed item is accounted "
+        "for, with a reason where it was refused.\n\n"
+        + described("samples", "ingest_attempts", "ingest_batches")
+    ),
+    metadata=static_metadata("samples"),
+)
+def samples(context: dg.AssetExecutionContext, project: Project) -> dg.MaterializeResult:
+    """Ingest one batch."""
+    from pipelines.ingest import ingest
+
+    request = project.request
+    batch = request.batch(context.partition_key)
+    report = run_job(
+        ingest,
+        project.root,
+        batch.name,
+        batch.source,
+        request.full_recipe.ingest,
+        role=batch.role,
+    )
+    return job_result(project.root, report, "samples", {"ingest_batch": batch.name})

@@ -1,0 +1,46 @@
+"""From one call of a job to one result of an asset."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+import dagster as dg
+
+from dagster_project.describe import figures, preview
+from dagster_project.interrupts import keyboard_interrupts
+from pipelines.job import JobReport
+from schemas.root import Root
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def run_job(job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a job so that ctrl-C reaches it as KeyboardInterrupt."""
+    with keyboard_interrupts():
+        return job(*args, **kwargs)
+
+
+def timed(job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, float]:
+    """Call a job that returns an id, and say how many seconds it took."""
+    began = time.monotonic()
+    return run_job(job, *args, **kwargs), time.monotonic() - began
+
+
+def job_result(
+    root: Root,
+    report: JobReport,
+    table: str,
+    where: Mapping[str, Any],
+    *,
+    asset_key: str | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> dg.MaterializeResult:
+    """Return the result of an asset that one job wrote: figures, table version, first rows."""
+    found = figures(report)
+    version = root.tables.version(table)
+    if version is not None:
+        found["table_version"] = version
+        found["preview"] = preview(root, table, where)
+    found.update(more or {})
+    return dg.MaterializeResult(asset_key=asset_key, metadata=found)
