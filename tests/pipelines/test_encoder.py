@@ -97,3 +97,11 @@ def test_the_version_names_the_resolution_and_changes_with_it():
 
 def test_one_process_loads_the_weights_once():
     assert load_encoder(SMALL) is load_encoder(EncoderConfig(resolution=64))
+
+
+def test_vectors_are_what_they_were_when_the_code_version_was_set():
+    y, x = np.indices((64, 64))
+    shading = np.stack([2 * x + y, 255 - 3 * y, 128 + x - y], axis=2).clip(0, 255)
+    found = load_encoder(SMALL).embed([shading.astype(np.uint8)])[0]
+    assert found[[265, 403, 661, 113]] == pytest.approx([5.8225, 4.2528, 3.6158, 3.235], rel=1e-3)
+    assert found.sum() == pytest.approx(178.19, rel=1e-3)

@@ -1,0 +1,184 @@
+"""The images of a batch for jobs: split into tasks by the driver, read and decoded by executors."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ambient_omni.images import ImageLimits, ImageRejected, decode
+from schemas.errors import BadInput, TableMissing
+from schemas.ids import sample_id_of
+from schemas.root import Root
+
+# A multiple of the encoder's batch, so that cutting a shard elsewhere changes no number.
+IMAGES_PER_TASK = 512
+_MAX_CHUNK_IMAGES = 128
+_MAX_CHUNK_BYTES = 64 * 2**20  # decoded pixels held at once, beside one image
+
+BYTES_CHANGED = "bytes_changed"
+
+
+@dataclass(frozen=True)
+class BatchFacts:
+    """The samples of a batch at one version.
+
+    Attributes:
+        batch: its name.
+        version: Delta version of `samples` that was read.
+        fingerprint: what the batch's slice of `samples` was made from.
+        shards: shard of each sample, in the order of `sample_rows`.
+        sample_rows: int64 (N,), ascending; taken-down samples are left out.
+    """
+
+    batch: str
+    version: int
+    fingerprint: str
+    shards: pa.ChunkedArray
+    sample_rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.sample_rows)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What a job over this batch has for input."""
+        return {"samples": self.fingerprint}
+
+
+def open_batch(root: Root, batch: str) -> BatchFacts:
+    """Return the facts of an ingested batch.
+
+    Raises:
+        TableMissing: the batch was never ingested.
+    """
+    fingerprint = root.tables.fingerprint("samples", {"ingest_batch": batch})
+    if fingerprint is None:
+        known = root.tables.read("ingest_batches", ["ingest_batch"])["ingest_batch"].to_pylist()
+        raise TableMissing(
+            f"batch {batch!r} has no samples; run ingest on it first (there are: {known})"
+        )
+    snapshot = root.tables.open("samples")
+    table = snapshot.read(["sample_row", "shard"], {"ingest_batch": batch})
+    rows = table["sample_row"].to_numpy()
+    return BatchFacts(batch, snapshot.version, fingerprint, table["shard"], rows)
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """A run of samples of one shard: what one Spark task reads."""
+
+    root: Path
+    batch: str
+    samples_version: int
+    shard: str
+    first_row: int
+    last_row: int
+    num_images: int
+
+
+def image_tasks(root: Root, facts: BatchFacts, per_task: int = IMAGES_PER_TASK) -> list[ImageTask]:
+    """Cut a batch into tasks of at most `per_task` images of one shard, in row order."""
+    tasks = []
+    for shard in pc.unique(facts.shards).to_pylist():
+        rows = facts.sample_rows[pc.equal(facts.shards, shard).to_numpy()]
+        for start in range(0, len(rows), per_task):
+            part = rows[start : start + per_task]
+            tasks.append(
+                ImageTask(
+                    root=root.path,
+                    batch=facts.batch,
+                    samples_version=facts.version,
+                    shard=shard,
+                    first_row=int(part[0]),
+                    last_row=int(part[-1]),
+                    num_images=len(part),
+                )
+            )
+    return tasks
+
+
+@dataclass(frozen=True)
+class ImageChunk:
+    """Some images of a task, few enough to be held at once.
+
+    Attributes:
+        sample_rows: int64 (N,) of the readable images.
+        images: N uint8 RGB arrays (H, W, 3).
+        unreadable: (sample_row, reason) of images whose bytes are not what was ingested.
+    """
+
+    sample_rows: NDArray[np.int64]
+    images: Sequence[NDArray[np.uint8]]
+    unreadable: Sequence[tuple[int, str]]
+
+    def __len__(self) -> int:
+        return len(self.images) + len(self.unreadable)
+
+
+def read_images(task: ImageTask) -> Iterator[ImageChunk]:
+    """Decode a task's images once each, in chunks bounded by count and bytes.
+
+    Raises:
+        BadInput: the shard itself is gone.
+    """
+    path = Root(task.root).shards / task.shard
+    rows: list[int] = []
+    images: list[NDArray[np.uint8]] = []
+    unreadable: list[tuple[int, str]] = []
+    held = 0
+    with _open_shard(path) as shard:
+        for sample in _samples_of(task):
+            try:
+                image = _decode(shard, sample)
+            except ImageRejected as error:
+                unreadable.append((sample["sample_row"], error.reason))
+                continue
+            rows.append(sample["sample_row"])
+            images.append(image)
+            held += image.nbytes
+            if len(images) >= _MAX_CHUNK_IMAGES or held >= _MAX_CHUNK_BYTES:
+                yield ImageChunk(np.array(rows, np.int64), images, unreadable)
+                rows, images, unreadable, held = [], [], [], 0
+    if images or unreadable:
+        yield ImageChunk(np.array(rows, np.int64), images, unreadable)
+
+
+def _open_shard(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise BadInput(
+            f"shard {path} cannot be read ({error}); restore it or ingest again"
+        ) from error
+
+
+def _samples_of(task: ImageTask) -> list[dict[str, Any]]:
+    columns = ["sample_row", "sample_id", "byte_offset", "num_bytes", "width", "height"]
+    table = _shard_samples(task.root, task.samples_version, task.batch, task.shard)
+    keys = table["sample_row"]
+    inside = pc.and_(pc.greater_equal(keys, task.first_row), pc.less_equal(keys, task.last_row))
+    rows: list[dict[str, Any]] = table.filter(inside).select(columns).to_pylist()
+    return rows
+
+
+@lru_cache(maxsize=1)
+def _shard_samples(root: Path, version: int, batch: str, shard: str) -> pa.Table:
+    # Tasks of one shard follow one another in a worker: its rows are read once.
+    snapshot = Root(root).tables.open("samples", version)
+    return snapshot.read(where={"ingest_batch": batch, "shard": shard})
+
+
+def _decode(shard: BinaryIO, sample: dict[str, Any]) -> NDArray[np.uint8]:
+    shard.seek(sample["byte_offset"])
+    data = shard.read(sample["num_bytes"])
+    if sample_id_of(data) != sample["sample_id"]:
+        raise ImageRejected(BYTES_CHANGED, "the bytes in the shard are not those ingested")
+    # Ingest let it in under its own limits: no more pixels than it saw, however small.
+    limits = ImageLimits(max_pixels=sample["width"] * sample["height"], min_side=1)
+    return decode(data, limits)
