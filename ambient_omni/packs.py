@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ambient_omni.transforms import Transform
 from schemas.errors import AmbientOmniError
+from schemas.root import write_json
 
 _FORMAT = 1
 _META = "meta.json"
@@ -187,12 +188,7 @@ class PackWriter:
         }
         pack = Pack(self.folder, meta)
         self._remove_leftovers(ordered)
-        partial = self.folder / f".{_META}.{uuid.uuid4().hex}.partial"
-        with partial.open("w") as file:
-            json.dump(meta, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(self.folder / _META)
+        write_json(self.folder / _META, meta)
         return pack
 
     def _remove_leftovers(self, chunks: Sequence[ChunkInfo]) -> None:
