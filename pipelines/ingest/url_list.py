@@ -109,8 +109,7 @@ class UrlListSource:
         with self._path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, delimiter=delimiter)
             self._check_column(reader.fieldnames or [])
-            for number, row in enumerate(reader, start=1):
-                yield number, row
+            yield from enumerate(reader, start=1)
 
     def _parquet(self) -> Iterator[Row]:
         with pq.ParquetFile(self._path) as file:
