@@ -84,7 +84,7 @@ def read_index(path: Path) -> Iterator[Member]:
     size = path.stat().st_size
     with path.open("rb") as file:
         end = 0
-        for info in _headers(file):
+        for info in _headers(file, size):
             if isinstance(info, Member):
                 yield Member("", end, size - end, info.reason, info.detail)
                 return
@@ -95,7 +95,7 @@ def read_index(path: Path) -> Iterator[Member]:
         yield from _gap(path, end, size)
 
 
-def _headers(file: BinaryIO) -> Iterator[tarfile.TarInfo | Member]:
+def _headers(file: BinaryIO, size: int) -> Iterator[tarfile.TarInfo | Member]:
     """Yield headers, then at most one Member that says why there are no more."""
     last = -1
     try:
@@ -115,6 +115,8 @@ def _headers(file: BinaryIO) -> Iterator[tarfile.TarInfo | Member]:
             # tarfile keeps every member it saw; a large shard has many.
             tar.members.clear()  # type: ignore[attr-defined]
             yield info
+            if info.offset_data + info.size > size:
+                return  # nothing can follow, and a seek that far may fail
     except _CUT as error:
         # A cut inside a member was told with the member itself.
         if not _beyond_end(error):

@@ -11,7 +11,6 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import webdataset
 from hypothesis import HealthCheck, given, settings
@@ -23,22 +22,9 @@ from pipelines.ingest import IngestConfig, ingest
 from schemas.errors import BadInput, JobAlreadyRunning
 from schemas.ids import sample_id_of, split_sample_row
 from schemas.root import Root
+from tests.data.pictures import attempts, encoded, put, samples, stored_bytes
 
 QUIET = IngestConfig(show_progress=False, images_per_shard=4)
-
-
-def encoded(seed, image_format="PNG", side=16):
-    value = hashlib.sha256(str(seed).encode()).digest()
-    small = np.frombuffer(value[:27], np.uint8).reshape(3, 3, 3)
-    out = io.BytesIO()
-    Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC).save(out, image_format)
-    return out.getvalue()
-
-
-def put(path, data):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    return path
 
 
 @pytest.fixture
@@ -56,21 +42,6 @@ def folder(tmp_path):
     put(top / ".cache/e.png", encoded(8))
     put(top / "README.md", "words")
     return top
-
-
-def attempts(root, batch="b"):
-    rows = root.tables.read("ingest_attempts", where={"ingest_batch": batch}).to_pylist()
-    return {row["attempt_key"]: row for row in rows}
-
-
-def samples(root, batch="b"):
-    return root.tables.read("samples", where={"ingest_batch": batch}).to_pylist()
-
-
-def stored_bytes(root, row):
-    with (root.shards / row["shard"]).open("rb") as file:
-        file.seek(row["byte_offset"])
-        return file.read(row["num_bytes"])
 
 
 def state(root, batch="b"):
