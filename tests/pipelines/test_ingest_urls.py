@@ -1,0 +1,245 @@
+"""Ingest of URL lists through the real img2dataset, against a server on loopback."""
+
+import contextlib
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.ingest import DownloadConfig, IngestConfig, download, ingest
+from pipelines.ingest.items import ListedItem
+from pipelines.ingest.url_list import UrlListSource
+from schemas.errors import BadInput, IngestIncomplete
+from schemas.ids import sample_id_of
+from tests.data.pictures import attempts, encoded, put, samples, stored_bytes
+
+CONFIG = IngestConfig(
+    show_progress=False,
+    download=DownloadConfig(timeout_sec=2, retries=0, num_processes=1, num_threads=4),
+)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves pictures by number; other paths misbehave as their names say."""
+
+    def do_GET(self):
+        self.server.asked[self.path] += 1
+        name = self.path.strip("/")
+        if name == "slow":
+            time.sleep(6)
+        if name in ("404", "503"):
+            self.send_error(int(name))
+            return
+        body = b"<html>" if name == "page" else encoded(name, "JPEG" if name[0] == "j" else "PNG")
+        body = b"" if name == "empty" else body
+        self.send_response(200)
+        if name == "optout":
+            self.send_header("X-Robots-Tag", "noai")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    found.asked = Counter()
+    found.url = f"http://127.0.0.1:{found.server_port}"
+    thread = threading.Thread(target=found.serve_forever)
+    thread.start()
+    yield found
+    found.shutdown()
+    thread.join()
+    found.server_close()
+
+
+@pytest.mark.slow
+def test_every_listed_row_ends_as_one_attempt_and_bytes_are_as_they_came(root, tmp_path, server):
+    rows = [
+        ("j1", "first"),
+        ("p2", None),
+        ("j1", "the same url again"),
+        ("404", "gone"),
+        ("503", None),
+        ("page", None),
+        ("empty", None),
+        ("optout", None),
+        ("slow", None),
+        ("j1?other", "same bytes, other url"),
+    ]
+    rows = [(f"{server.url}/{name}".replace("?", "#"), caption) for name, caption in rows]
+    rows += [("file:///etc/passwd", None), (None, None), ("http://127.0.0.1:1/x", None)]
+    lines = [json.dumps({"URL": url, "TEXT": caption}) for url, caption in rows]
+    listing = put(tmp_path / "web.jsonl", "\n".join([*lines, "{oops", "[1]"]) + "\n")
+    report = ingest(root, "b", listing, CONFIG)
+    found = attempts(root)
+    assert [key.split(":")[0] for key in sorted(found, key=lambda k: int(k.split(":")[0]))] == [
+        str(number) for number in range(1, 16)
+    ]
+    by_number = {int(k.split(":")[0]): (r["status"], r["reason"]) for k, r in found.items()}
+    assert by_number == {
+        1: ("stored", None),
+        2: ("stored", None),
+        3: ("duplicate", None),
+        4: ("rejected", "http_404"),
+        5: ("rejected", "http_503"),
+        6: ("rejected", "not_an_image"),
+        7: ("rejected", "empty_file"),
+        8: ("rejected", "disallowed"),
+        9: ("rejected", "timeout"),
+        10: ("duplicate", None),
+        11: ("rejected", "unsupported_scheme"),
+        12: ("rejected", "no_url"),
+        13: ("rejected", "connection_failed"),
+        14: ("rejected", "bad_row"),
+        15: ("rejected", "bad_row"),
+    }
+    assert server.asked["/j1"] <= 2  # as one url, and with its fragment as another
+    stored = samples(root)
+    assert [stored_bytes(root, row) for row in stored] == [encoded("j1", "JPEG"), encoded("p2")]
+    assert [row["caption"] for row in stored] == ["first", None]
+    assert {row["source"] for row in stored} == {"web"}
+    assert stored[0]["sample_id"] == sample_id_of(encoded("j1", "JPEG"))
+    assert (report.read, report.written) == (15, 2)
+    # Nothing is asked again, nothing changes, nothing is left behind.
+    asked, versions = server.asked.copy(), root.tables.versions(["ingest_attempts", "samples"])
+    assert ingest(root, "b", listing, CONFIG).unchanged == 2
+    assert server.asked == asked
+    assert root.tables.versions(["ingest_attempts", "samples"]) == versions
+    assert not list(root.work.rglob("*.tar"))
+
+
+KILLED = """
+import sys
+from pipelines.ingest import DownloadConfig, IngestConfig, ingest
+from schemas.root import Root
+if __name__ == "__main__":
+    settings = DownloadConfig(
+        timeout_sec=5, retries=0, num_processes=1, num_threads=2, urls_per_shard=5
+    )
+    ingest(Root.open(sys.argv[1]), "b", sys.argv[2], IngestConfig(download=settings))
+"""
+
+
+def processes_of(folder):
+    """Process ids whose command line names the folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str(folder) in (entry / "cmdline").read_bytes().decode(errors="replace"):
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.slow
+def test_a_killed_download_ends_its_workers_and_goes_on_where_it_was(root, tmp_path, server):
+    names = [f"p{number}" for number in range(20)]
+    listing = put(tmp_path / "urls.txt", "\n".join(f"{server.url}/{n}" for n in names))
+    script = put(tmp_path / "run.py", KILLED)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
+    command = [sys.executable, str(script), str(root.path), str(listing)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(root.work.rglob("*_stats.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while processes_of(root.work) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not processes_of(root.work)
+    done = len(list(root.work.rglob("*_stats.json")))
+    assert done >= 1
+    asked = server.asked.copy()
+    settings = DownloadConfig(timeout_sec=5, retries=0, num_processes=1, urls_per_shard=5)
+    report = ingest(root, "b", listing, CONFIG.model_copy(update={"download": settings}))
+    assert report.written == 20
+    # Shards that were done when it was killed were not fetched again.
+    again = sum(1 for path in asked if server.asked[path] > asked[path])
+    assert again <= 20 - 5 * done
+    ids = [sample_id_of(encoded(name)) for name in names]
+    assert [row["sample_id"] for row in samples(root)] == ids
+
+
+def stub_download(monkeypatch, reason=None):
+    monkeypatch.setattr(
+        "pipelines.ingest.url_list.download",
+        lambda urls, work, config: {u: download.Fetched(reason=reason or "x") for u in urls},
+    )
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet", "txt"])
+def test_lists_of_every_kind_name_the_same_rows(tmp_path, monkeypatch, suffix):
+    stub_download(monkeypatch)
+    urls, captions = ["http://a/1", "https://a/2,x"], ["one, two", "three"]
+    path = tmp_path / f"list.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table({"Url": urls, "caption": captions, "more": [1, 2]}), path)
+    elif suffix == "jsonl":
+        rows = zip(urls, captions, strict=True)
+        put(path, "\n".join(json.dumps({"url": u, "caption": c}) for u, c in rows))
+    elif suffix == "txt":
+        put(path, "\n".join(urls))
+    else:
+        mark = "," if suffix == "csv" else "\t"
+        put(path, f'url{mark}caption\n{urls[0]}{mark}"one, two"\n"{urls[1]}"{mark}three\n')
+    items = UrlListSource(path, CONFIG).items(tmp_path)
+    assert [(i.key, i.uri) for i in items] == [(f"{n}:{u}", u) for n, u in enumerate(urls, 1)]
+    if suffix != "txt":
+        assert [i.caption for i in items] == captions
+    assert all(isinstance(i, ListedItem) and i.reason == "x" for i in items)
+
+
+def test_a_list_without_the_column_or_without_any_url_is_a_clear_error(root, tmp_path):
+    with pytest.raises(BadInput, match=r"no column 'url' but \['link'\]"):
+        ingest(root, "b", put(tmp_path / "a.csv", "link\nhttp://x/y\n"), CONFIG)
+    with pytest.raises(BadInput, match="no http or https URL in 2 rows"):
+        ingest(root, "b", put(tmp_path / "b.csv", "url\nfile:///etc/passwd\nftp://x/y\n"), CONFIG)
+    with pytest.raises(BadInput, match="cannot be read"):
+        ingest(root, "b", put(tmp_path / "c.parquet", "no parquet"), CONFIG)
+
+
+def test_without_img2dataset_one_line_names_the_extra(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=r"pip install 'ambient-omni\[download\]'"):
+        ingest(root, "b", put(tmp_path / "a.txt", "http://127.0.0.1:1/x"), CONFIG)
+
+
+def test_a_downloader_that_dies_is_told_with_its_last_words(root, tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def dying(folder):
+        put(folder / "log.txt", "start\nout of memory\n")
+        with subprocess.Popen([sys.executable, "-c", ""]) as process:
+            yield process
+
+    monkeypatch.setattr(download, "_running", dying)
+    with pytest.raises(IngestIncomplete, match=r"0 of 1 shards of 1 URLs \(out of memory\)"):
+        ingest(root, "b", put(tmp_path / "a.txt", "http://127.0.0.1:1/x"), CONFIG)
+    assert not root.tables.exists("samples")
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("HTTP Error 429: Too Many Requests", "http_429"),
+        ("The read operation timed out", "timeout"),
+        ("<urlopen error [Errno 111] Connection refused>", "connection_failed"),
+        ("Use of image disallowed by X-Robots-Tag directive", "disallowed"),
+        ("IncompleteRead(10 bytes read)", "download_failed"),
+    ],
+)
+def test_messages_of_the_downloader_become_reason_codes(message, reason):
+    assert download.reason_of(message) == reason
