@@ -1,0 +1,178 @@
+"""From what a noise classifier says over the levels to the level from which an image is usable.
+
+Legend: N images, L levels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+CEILING = 1.0
+"""How far above the threshold, in logits, a level may vote. Without it one level that looks very
+trusted would outvote the doubtful ones beside it."""
+
+_CHUNK = 4096  # images whose (L, L) tables are held at once: 32 MB at 32 levels
+
+
+@dataclass(frozen=True)
+class Crossings:
+    """Where N curves cross the threshold for good.
+
+    Attributes:
+        sigma_min: (N,) the smallest level from which on the curve is above the threshold; 0 where
+            it is above at every level; NaN where it never gets there for good ("null").
+        is_null: (N,) whether sigma_min is null.
+        slope: (N,) d logit / d ln sigma at the crossing; NaN where there is none.
+        standard_error_octaves: (N,) of log2 sigma_min, from the curve's own standard error; NaN
+            where there is no crossing or no standard error was given, infinite on a flat curve.
+    """
+
+    sigma_min: Floats
+    is_null: NDArray[np.bool_]
+    slope: Floats
+    standard_error_octaves: Floats
+
+
+def find_crossings(
+    logits_NL: NDArray[np.floating],
+    sigmas_L: NDArray[np.floating],
+    tau: float,
+    *,
+    standard_error_NL: NDArray[np.floating] | None = None,
+    smoothing_octaves: float = 0.25,
+) -> Crossings:
+    """Return the smallest level from which on P(trusted) exceeds tau, for each curve.
+
+    The curve of a damaged image rises to 0 with the level, and the threshold sits on its flat
+    end. So the logits are averaged over neighbouring levels, made monotone by least squares, and
+    the crossing is interpolated in ln sigma.
+
+    Args:
+        logits_NL: mean over noisings of logit P(trusted). A curve with a number that is not
+            finite is null: what was not measured is never usable.
+        sigmas_L: the levels, ascending, positive.
+        tau: threshold on P(trusted), in (0, 1).
+        standard_error_NL: of the logits, if known.
+        smoothing_octaves: standard deviation of the average over levels; 0 for none.
+
+    Raises:
+        ValueError: shapes do not fit, levels do not ascend or tau is outside (0, 1).
+    """
+    logits = np.asarray(logits_NL, np.float64)
+    log_sigmas = _checked_log_sigmas(logits, sigmas_L, tau)
+    threshold = np.log(tau / (1 - tau))
+    is_finite: NDArray[np.bool_] = np.asarray(np.isfinite(logits).all(axis=1))
+    # Any negative number does for a curve that is null anyway: infinities would warn.
+    above = np.where(is_finite[:, None], np.minimum(logits - threshold, CEILING), -1.0)
+    fitted = monotone_fit(_smooth(above, log_sigmas, smoothing_octaves))
+    is_null = ~is_finite | (fitted[:, -1] <= 0)
+    is_zero = ~is_null & (fitted[:, 0] > 0)
+    crosses = ~is_null & ~is_zero
+    log_crossing = np.full(len(logits), np.nan)
+    log_crossing[crosses] = _interpolate_zero(fitted[crosses], log_sigmas)
+    slope = _slope_at(fitted, log_sigmas, log_crossing)
+    sigma_min = np.where(is_zero, 0.0, np.exp(log_crossing))
+    error = _error_in_octaves(standard_error_NL, log_sigmas, log_crossing, slope)
+    return Crossings(sigma_min, is_null, slope, error)
+
+
+def monotone_fit(values_NL: NDArray[np.floating]) -> Floats:
+    """Return the least-squares fit that never falls along the last axis, for each row.
+
+    The fit at i is max over a <= i of min over b >= i of mean(values[a..b]): the classic min-max
+    form of isotonic regression, (N, L) in and out. It never decreases when any value is raised,
+    which is why a more damaged image cannot get a lower level.
+    Source: Barlow, Bartholomew, Bremner, Brunk, Statistical Inference under Order Restrictions,
+    1972, theorem 1.9.
+    """
+    values = np.asarray(values_NL, np.float64)
+    num_levels = values.shape[1]
+    index = np.arange(num_levels)
+    lengths = np.where(index >= index[:, None], index - index[:, None] + 1, 1)
+    is_interval = index >= index[:, None]  # [a, b] with a <= b
+    out = np.empty_like(values)
+    for start in range(0, len(values), _CHUNK):
+        part = values[start : start + _CHUNK]
+        sums = np.concatenate([np.zeros((len(part), 1)), np.cumsum(part, axis=1)], axis=1)
+        means_Nab = (sums[:, None, 1:] - sums[:, :-1, None]) / lengths
+        means_Nab = np.where(is_interval, means_Nab, np.inf)
+        # [a, i] = min over b >= i of mean(a..b)
+        smallest = np.minimum.accumulate(means_Nab[:, :, ::-1], axis=2)[:, :, ::-1]
+        out[start : start + _CHUNK] = np.where(is_interval, smallest, -np.inf).max(axis=1)
+    # Rounding of the sums can leave falls of an ulp.
+    return np.maximum.accumulate(out, axis=1)
+
+
+def _checked_log_sigmas(logits: Floats, sigmas_L: NDArray[np.floating], tau: float) -> Floats:
+    sigmas = np.asarray(sigmas_L, np.float64)
+    if logits.ndim != 2 or sigmas.shape != (logits.shape[1],) or len(sigmas) < 2:
+        raise ValueError(
+            f"expected (N, L) logits and L >= 2 levels: {logits.shape}, {sigmas.shape}"
+        )
+    if not (sigmas[0] > 0 and np.all(np.diff(sigmas) > 0)):
+        raise ValueError("levels must be positive and ascend")
+    if not 0 < tau < 1:
+        raise ValueError(f"tau must lie between 0 and 1, got {tau}")
+    return np.log(sigmas)
+
+
+def _smooth(values_NL: Floats, log_sigmas_L: Floats, octaves: float) -> Floats:
+    """Average over neighbouring levels with Gaussian weights in log2 sigma."""
+    if octaves <= 0:
+        return values_NL
+    distance = (log_sigmas_L[:, None] - log_sigmas_L[None, :]) / (octaves * np.log(2))
+    weights = np.exp(-0.5 * distance**2)
+    weights /= weights.sum(axis=1, keepdims=True)
+    smoothed: Floats = values_NL @ weights.T
+    return smoothed
+
+
+def _interpolate_zero(fitted_NL: Floats, log_sigmas_L: Floats) -> Floats:
+    """Return ln sigma where non-decreasing rows, <= 0 first and > 0 last, pass zero."""
+    right = np.argmax(fitted_NL > 0, axis=1)
+    rows = np.arange(len(fitted_NL))
+    low, high = fitted_NL[rows, right - 1], fitted_NL[rows, right]
+    share = -low / (high - low)
+    found: Floats = log_sigmas_L[right - 1] + share * (
+        log_sigmas_L[right] - log_sigmas_L[right - 1]
+    )
+    return found
+
+
+def _slope_at(fitted_NL: Floats, log_sigmas_L: Floats, log_crossing_N: Floats) -> Floats:
+    """Return the fit's rise per ln sigma over the octave around the crossing; NaN without one.
+
+    A monotone fit is made of steps: its slope between two levels says little, over an octave more.
+    """
+    slope = np.full(len(fitted_NL), np.nan)
+    for row in np.flatnonzero(np.isfinite(log_crossing_N)):
+        ends = log_crossing_N[row] + np.array([-0.5, 0.5]) * np.log(2)
+        ends = np.clip(ends, log_sigmas_L[0], log_sigmas_L[-1])
+        rise = np.diff(np.interp(ends, log_sigmas_L, fitted_NL[row]))[0]
+        slope[row] = rise / (ends[1] - ends[0])
+    return slope
+
+
+def _error_in_octaves(
+    standard_error_NL: NDArray[np.floating] | None,
+    log_sigmas_L: Floats,
+    log_crossing_N: Floats,
+    slope_N: Floats,
+) -> Floats:
+    """Turn an error of the logit into one of log2 sigma: divide by the slope per octave.
+
+    Noise is shared between levels, so their errors go together and averaging over levels is not
+    counted as a gain.
+    """
+    out = np.full(len(log_crossing_N), np.nan)
+    if standard_error_NL is None:
+        return out
+    errors = np.asarray(standard_error_NL, np.float64)
+    for row in np.flatnonzero(np.isfinite(log_crossing_N)):
+        error = np.interp(log_crossing_N[row], log_sigmas_L, errors[row])
+        per_octave = slope_N[row] * np.log(2)
+        out[row] = error / per_octave if per_octave > 0 else np.inf
+    return out
