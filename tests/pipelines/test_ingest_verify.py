@@ -1,0 +1,65 @@
+"""Verification of items, alone and in a pool of processes."""
+
+import imagehash
+import numpy as np
+import pytest
+from PIL import Image
+
+from ambient_omni import rng
+from pipelines.ingest import IngestConfig, ingest, verify
+from pipelines.ingest.items import ListedItem
+from schemas.errors import BadInput
+from tests.data.dying_worker import double_or_die
+from tests.data.pictures import attempts, encoded, put, samples
+
+QUIET = IngestConfig(show_progress=False)
+
+
+def test_the_perceptual_hash_is_imagehashs_as_a_signed_integer():
+    for seed in range(20):
+        pixels = rng.generator(seed, "phash").integers(0, 256, (40, 30, 3), dtype=np.uint8)
+        expected = int(str(imagehash.phash(Image.fromarray(pixels))), 16)
+        value = verify.perceptual_hash(pixels)
+        assert -(2**63) <= value < 2**63
+        assert value % 2**64 == expected
+
+
+def test_a_constant_image_has_a_perceptual_hash():
+    assert isinstance(verify.perceptual_hash(np.full((16, 16, 3), 255, np.uint8)), int)
+
+
+def test_a_file_that_went_away_is_a_rejection(tmp_path):
+    item = ListedItem("a", "a", "s", path=str(tmp_path / "gone.png"))
+    found = verify.verify(item, QUIET.limits, QUIET.max_image_bytes)
+    assert (found.reason, found.sample_id) == ("missing_file", None)
+
+
+@pytest.mark.slow
+def test_a_pool_of_processes_gives_the_same_rows_as_one(root, tmp_path, monkeypatch):
+    for number in range(200):
+        data = encoded(number) if number % 7 else encoded(number)[:50]
+        put(tmp_path / f"in/{number}.png", data)
+    ingest(root, "one", tmp_path / "in", QUIET.model_copy(update={"num_workers": 1}))
+    monkeypatch.setattr(verify, "INLINE_SECONDS", 0)
+    ingest(root, "two", tmp_path / "in", QUIET.model_copy(update={"num_workers": 2}))
+    for read in (attempts, samples):
+        one, two = read(root, "one"), read(root, "two")
+        rows = zip(*(r.values() if isinstance(r, dict) else r for r in (one, two)), strict=True)
+        for first, second in rows:
+            for name in ("ingest_batch", "sample_row", "shard"):
+                first.pop(name, None), second.pop(name, None)
+            assert first == second
+
+
+@pytest.mark.slow
+def test_an_item_that_ends_its_process_is_rejected_alone():
+    chunks = [[1, 2], [3, -1, 4], [5], [6, 7], [8]]
+    results = list(verify.run_chunks(double_or_die, chunks, 2))
+    found = [[verdict.reason or verdict.num_bytes for verdict in result] for result in results]
+    assert found == [[2, 4], [6, "decoder_died", 8], [10], [12, 14], [16]]
+
+
+def test_without_imagehash_one_line_names_the_extra(root, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "imagehash", None)
+    with pytest.raises(BadInput, match=r"pip install 'ambient-omni\[spark\]'"):
+        ingest(root, "b", put(tmp_path / "in/a.png", encoded(1)).parent, QUIET)
