@@ -3,7 +3,7 @@
 import os
 import posixpath
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,10 +57,10 @@ class FolderSource:
 
     kind = "folder"
 
-    def __init__(self, path: Path, config: IngestConfig) -> None:
+    def __init__(self, path: Path, config: IngestConfig, entries: Iterable[Entry]) -> None:
         self._path = path
         self._config = config
-        self._entries = sorted(walk(path), key=lambda entry: entry.name)
+        self._entries = sorted(entries, key=lambda entry: entry.name)
         if not any(e.suffix in IMAGE_SUFFIXES for e in self._entries):
             raise BadInput(
                 f"{path} holds no image ({len(self._entries)} files seen); name a folder with "

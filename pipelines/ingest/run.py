@@ -62,6 +62,7 @@ def ingest(
     started = time.monotonic()
     check_batch(root, batch, role)
     with root.lock(JOB, batch):
+        _refuse_root_inside(root, source)
         opened = open_source(source, config)
         signature = f"{opened.kind}:{opened.uri}:{opened.signature}:{config.content_hash()}"
         facts = _unchanged(root, batch, signature)
@@ -82,6 +83,12 @@ def ingest(
         versions=root.tables.versions(TABLES),
         seconds=time.monotonic() - started,
     )
+
+
+def _refuse_root_inside(root: Root, source: str | Path) -> None:
+    """A root inside its own source would be listed, and every run would change the source."""
+    if root.path.resolve().is_relative_to(Path(source).expanduser().resolve()):
+        raise BadInput(f"the root {root.path} lies inside the source {source}; name another --root")
 
 
 def _ingest(

@@ -38,9 +38,10 @@ def open_source(source: str | Path, config: IngestConfig) -> Source:
 
 
 def _open_folder(path: Path, config: IngestConfig) -> Source:
-    suffixes = {entry.suffix for entry in walk(path) if entry.reason is None}
+    entries = list(walk(path))
+    suffixes = {entry.suffix for entry in entries if entry.reason is None}
     if not suffixes:
         raise BadInput(f"{path} is empty; name a folder with JPEG, PNG or WebP images")
     if ".tar" in suffixes and not suffixes & IMAGE_SUFFIXES:
         return TarSource(str(path), config)
-    return FolderSource(path, config)
+    return FolderSource(path, config, entries)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ambient_omni.images import ImageLimits
-from pipelines.ingest import IngestConfig, ingest
+from pipelines.ingest import IngestConfig, ingest, run
 from schemas.errors import BadInput, JobAlreadyRunning
 from schemas.ids import sample_id_of, split_sample_row
 from schemas.root import Root
@@ -256,6 +256,12 @@ def test_a_source_of_which_nothing_can_be_stored_is_an_error_with_counts(root, t
     assert not root.tables.exists("samples")
 
 
+def test_a_root_inside_its_source_is_refused(folder):
+    root = Root.create(folder / "out")
+    with pytest.raises(BadInput, match="lies inside the source"):
+        ingest(root, "b", folder, QUIET)
+
+
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "a b", ".."])
 def test_a_batch_name_that_is_no_folder_name_is_refused(root, folder, name):
     with pytest.raises(BadInput, match="batch name"):
@@ -408,6 +414,38 @@ def test_the_order_in_which_files_were_made_does_not_matter(
         assert len(samples(root)) == len(set(seeds))
         assert len(found) == len(seeds)
     assert states[0] == states[1]
+
+
+@pytest.mark.parametrize(
+    "step", ["plan_shards", "write_shard", "register", "attempts_table", "_commit", "write_json"]
+)
+@pytest.mark.parametrize("after", [False, True])
+def test_stopped_before_or_after_any_step_and_run_again_leaves_the_same(
+    tmp_path, folder, monkeypatch, step, after
+):
+    states = []
+    for stopped in (False, True):
+        root = Root.create(tmp_path / f"root-{stopped}")
+        if stopped:
+            stop_at(monkeypatch, step, after)
+            with pytest.raises(KeyboardInterrupt):
+                ingest(root, "b", folder, QUIET)
+            monkeypatch.undo()
+        ingest(root, "b", folder, QUIET)
+        states.append(state(root))
+        assert root.tables.version("samples") == root.tables.version("ingest_attempts") == 0
+    assert states[0] == states[1]
+
+
+def stop_at(monkeypatch, step, after):
+    done = getattr(run, step)
+
+    def stop(*arguments):
+        if after:
+            done(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, step, stop)
 
 
 KILLED = """
