@@ -10,16 +10,24 @@ import dagster as dg
 
 from dagster_project.defs import annotate, checks, curate, evaluate, ingest, train
 from dagster_project.defs.project import RECIPE_VARIABLE, ROOT_VARIABLE, Project
+from dagster_project.logfile import file_logger
 
-defs = dg.Definitions(
-    assets=dg.load_assets_from_modules([ingest, curate, annotate, train, evaluate]),
-    asset_checks=dg.load_asset_checks_from_modules([checks]),
-    resources={
-        "project": Project(
-            root_path=os.environ.get(ROOT_VARIABLE, ""),
-            recipe_name=os.environ.get(RECIPE_VARIABLE, ""),
-        )
-    },
-    # One process a run: Spark's session and torch's weights are shared by its steps.
-    executor=dg.in_process_executor,
+
+def build_definitions(project: Project) -> dg.Definitions:
+    """Return the whole graph for one project."""
+    return dg.Definitions(
+        assets=dg.load_assets_from_modules([ingest, curate, annotate, train, evaluate]),
+        asset_checks=dg.load_asset_checks_from_modules([checks]),
+        resources={"project": project},
+        loggers={"console": dg.colored_console_logger, "file": file_logger},
+        # One process a run: Spark's session and torch's weights are shared by its steps.
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_definitions(
+    Project(
+        root_path=os.environ.get(ROOT_VARIABLE, ""),
+        recipe_name=os.environ.get(RECIPE_VARIABLE, ""),
+    )
 )

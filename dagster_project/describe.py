@@ -63,7 +63,7 @@ def figures(report: JobReport) -> dict[str, Any]:
         "written": report.written,
         "unchanged": report.unchanged,
         "seconds": round(report.seconds, 3),
-        "summary": report.line(),
+        "line": line_of(report),
     }
     if report.read and report.seconds > 0:
         found["per_second"] = round(report.read / report.seconds, 2)
@@ -72,6 +72,16 @@ def figures(report: JobReport) -> dict[str, Any]:
     if report.versions:
         found["table_versions"] = dict(report.versions)
     return found
+
+
+def line_of(report: JobReport) -> str:
+    """Return a job's outcome in a few words, for the progress line."""
+    done = report.written + report.unchanged
+    parts = [f"{done:,} unchanged" if done and not report.written else f"{done:,} rows"]
+    if report.rejected:
+        reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(report.rejected.items()))
+        parts.append(f"{report.num_rejected:,} rejected ({reasons})")
+    return ", ".join(parts)
 
 
 def preview(
@@ -90,8 +100,8 @@ def markdown_table(rows: pa.Table) -> str:
         "| " + " | ".join(rows.column_names) + " |",
         "|" + "---|" * rows.num_columns,
     ]
-    for row in rows.to_pylist():
-        lines.append("| " + " | ".join(_cell(value) for value in row.values()) + " |")
+    cells = [" | ".join(_cell(value) for value in row.values()) for row in rows.to_pylist()]
+    lines += [f"| {line} |" for line in cells]
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from dagster_project.defs.materialize import job_result, run_job
+from dagster_project.defs.materialize import Result, job_result, run_job
 from dagster_project.defs.partitions import INGEST_BATCHES
 from dagster_project.defs.project import Project
 from dagster_project.describe import described, static_metadata
@@ -19,7 +19,7 @@ from dagster_project.describe import described, static_metadata
     ),
     metadata=static_metadata("samples"),
 )
-def samples(context: dg.AssetExecutionContext, project: Project) -> dg.MaterializeResult:
+def samples(context: dg.AssetExecutionContext, project: Project) -> Result:
     """Ingest one batch."""
     from pipelines.ingest import ingest
 

@@ -13,6 +13,7 @@ from schemas.root import Root
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Result = dg.MaterializeResult[None]
 
 
 def run_job(job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -35,7 +36,7 @@ def job_result(
     *,
     asset_key: str | None = None,
     more: Mapping[str, Any] | None = None,
-) -> dg.MaterializeResult:
+) -> Result:
     """Return the result of an asset that one job wrote: figures, table version, first rows."""
     found = figures(report)
     version = root.tables.version(table)

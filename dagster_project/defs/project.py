@@ -10,7 +10,7 @@ ROOT_VARIABLE = "AMBIENT_OMNI_ROOT"
 RECIPE_VARIABLE = "AMBIENT_OMNI_RECIPE"
 
 
-class Project(dg.ConfigurableResource):
+class Project(dg.ConfigurableResource[None]):
     """Where the data are and how they are worked on.
 
     Attributes:

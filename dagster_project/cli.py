@@ -1,0 +1,220 @@
+"""`ambient-omni`: the whole graph on the command line."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dagster_project.steps import STEP_NAMES
+from schemas.errors import AmbientOmniError
+
+INTERRUPTED = 130
+BROKEN = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code: 0, 2 for what a user can mend, 130 for ctrl-C."""
+    options = build_parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+    except AmbientOmniError as error:
+        _complain(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("\nstopped; what is finished stays. Run the same command again to go on.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        return BROKEN
+    except Exception as error:
+        if options.verbose:
+            raise
+        logging.getLogger(__name__).debug("unexpected", exc_info=True)
+        _complain(
+            f"error: unexpected {type(error).__name__}: {_one_line(error)}; run again with "
+            "--verbose before the command to see where"
+        )
+        return BROKEN
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="ambient-omni",
+        description="Gives every image of a pool the lowest noise level at which it still teaches "
+        "the truth, and trains a diffusion model on all of them.",
+    )
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks of defects")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_add_run, _add_demo, _add_ui, _add_status, _add_explain, _add_what_if, _add_take):
+        add(commands)
+    return parser
+
+
+Commands = Any  # argparse keeps the type of its subparsers to itself
+
+
+def _add_run(commands: Commands) -> None:
+    run = commands.add_parser(
+        "run",
+        help="the whole graph on your own images; started again, it goes on where it was",
+        description="Ingests, scores, annotates, trains and reports. A run that was stopped goes "
+        "on when the same command, or just `run --root DIR`, is given again. More --source come "
+        "in as further batches.",
+    )
+    _root(run)
+    run.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="images of mixed quality: a folder, tar shards, or a list of URLs "
+        "(csv, jsonl, parquet); may be given several times",
+    )
+    run.add_argument(
+        "--source-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name of the batch that a --source becomes, in their order; by default the folder's",
+    )
+    run.add_argument("--reference", metavar="PATH", help="images to trust: a folder or tar shards")
+    run.add_argument(
+        "--evaluation", metavar="PATH", help="more good images, kept for the report's figures alone"
+    )
+    run.add_argument(
+        "--recipe", metavar="NAME", help="a bundled recipe or a YAML file (default: default)"
+    )
+    run.add_argument("--until", choices=STEP_NAMES, metavar="STEP", help=", ".join(STEP_NAMES))
+    run.add_argument("--truth", metavar="PARQUET", help="what was done to the images; report only")
+    run.add_argument(
+        "--labels-from-folders",
+        action="store_true",
+        help="an image's folder is its class label",
+    )
+    run.add_argument("--dry-run", action="store_true", help="print recipe and steps, do nothing")
+    run.set_defaults(command=_run)
+
+
+def _add_demo(commands: Commands) -> None:
+    demo = commands.add_parser(
+        "demo", help="the whole graph on bundled drawings that were damaged in known ways"
+    )
+    demo.add_argument("--root", type=Path, help="where to (default: demo, or demo-quick)")
+    demo.add_argument("--quick", action="store_true", help="three minutes and poor samples")
+    demo.add_argument("--until", choices=STEP_NAMES, metavar="STEP", help=", ".join(STEP_NAMES))
+    demo.add_argument("--dry-run", action="store_true", help="print recipe and steps, do nothing")
+    demo.set_defaults(command=_demo)
+
+
+def _add_ui(commands: Commands) -> None:
+    ui = commands.add_parser("ui", help="the graph as a web page on this machine")
+    _root(ui)
+    ui.add_argument("--port", type=int, default=3000, help="port on 127.0.0.1 (default: 3000)")
+    ui.set_defaults(command=_ui)
+
+
+def _add_status(commands: Commands) -> None:
+    status = commands.add_parser("status", help="tables, batches and training runs of a root")
+    _root(status)
+    status.set_defaults(command=_status)
+
+
+def _add_explain(commands: Commands) -> None:
+    explain = commands.add_parser("explain", help="why one image has its level")
+    _root(explain)
+    _sample(explain)
+    explain.set_defaults(command=_explain)
+
+
+def _add_what_if(commands: Commands) -> None:
+    what_if = commands.add_parser(
+        "what-if", help="how many samples each noise band gets under each policy"
+    )
+    _root(what_if)
+    what_if.set_defaults(command=_what_if)
+
+
+def _add_take(commands: Commands) -> None:
+    exclude = commands.add_parser(
+        "exclude", help="take one image down; every reader leaves it out from now on"
+    )
+    _root(exclude)
+    _sample(exclude)
+    exclude.add_argument("--why", required=True, help="the request or finding behind it")
+    exclude.set_defaults(command=_exclude)
+
+
+def _root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", type=Path, required=True, help="the project's folder")
+
+
+def _sample(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "sample_id", metavar="SAMPLE_ID", help="SHA-256 of the image file, or its first digits"
+    )
+
+
+# Commands are imported when they run: `--help` answers at once.
+
+
+def _run(options: argparse.Namespace) -> int:
+    from dagster_project.commands.run import run
+
+    return run(options)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from dagster_project.commands.demo import demo
+
+    return demo(options.root, quick=options.quick, until=options.until, dry_run=options.dry_run)
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from dagster_project.commands.ui import serve
+
+    return serve(options.root, options.port)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from dagster_project.commands.status import status
+
+    return _say(status(options.root))
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from dagster_project.commands.explain import explain
+
+    return _say(explain(options.root, options.sample_id))
+
+
+def _what_if(options: argparse.Namespace) -> int:
+    from dagster_project.commands.what_if import what_if
+
+    return _say(what_if(options.root))
+
+
+def _exclude(options: argparse.Namespace) -> int:
+    from dagster_project.commands.exclude import exclude
+
+    return _say(exclude(options.root, options.sample_id, options.why))
+
+
+def _say(text: str) -> int:
+    sys.stdout.write(text.rstrip("\n") + "\n")
+    return 0
+
+
+def _complain(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:299] + "…"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

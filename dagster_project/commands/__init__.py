@@ -1,0 +1,1 @@
+"""What `ambient-omni` does, one module per command."""

@@ -1,0 +1,103 @@
+"""`ambient-omni explain`: why one image has its level."""
+
+from pathlib import Path
+from typing import Any
+
+from dagster_project.commands.lookup import samples_of, text_table
+from schemas.registry import contract
+from schemas.root import Root
+
+_SCORES = "scores/classical"
+_KEYS = ("sample_row", "ingest_batch")
+
+
+def explain(root_path: Path, sample_id: str) -> str:
+    """Return everything the tables say of one image, batch by batch, as text."""
+    root = Root.open(root_path)
+    parts = []
+    for sample in samples_of(root, sample_id):
+        where = {"ingest_batch": sample["ingest_batch"], "sample_row": sample["sample_row"]}
+        parts += [
+            _image(sample),
+            _taken_down(root, sample),
+            _attempts(root, where),
+            _sets(root, sample["sample_row"]),
+            _facts(root, _SCORES, where, "scores"),
+            _facts(root, "ood_scores", where, "distance to the reference"),
+            _curves(root, where),
+            _annotations(root, where),
+        ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _image(sample: dict[str, Any]) -> str:
+    size = f"{sample['width']}x{sample['height']} {sample['format']}, {sample['num_bytes']:,} bytes"
+    told = [f"{k}: {sample[k]}" for k in ("source", "label", "caption") if sample[k] is not None]
+    place = f"in {sample['shard']} from byte {sample['byte_offset']}"
+    return "\n".join(
+        [f"sample {sample['sample_id']} of batch {sample['ingest_batch']}", size, *told, place]
+    )
+
+
+def _taken_down(root: Root, sample: dict[str, Any]) -> str:
+    rows = root.tables.read("exclusions", where={"sample_id": sample["sample_id"]}).to_pylist()
+    lines = [f"TAKEN DOWN at {r['excluded_at']:%Y-%m-%d %H:%M} UTC: {r['why']}" for r in rows]
+    return "\n".join(lines)
+
+
+def _attempts(root: Root, where: dict[str, Any]) -> str:
+    rows = root.tables.read("ingest_attempts", ["attempt_key", "status", "source_uri"], where)
+    body = [tuple(row.values()) for row in rows.to_pylist()]
+    return text_table(("listed as", "status", "from"), body) if body else ""
+
+
+def _sets(root: Root, sample_row: int) -> str:
+    names = root.tables.read("reference_sets", ["reference_set"], {"sample_row": sample_row})
+    found = names["reference_set"].to_pylist()
+    return f"in the reference sets: {', '.join(found)}" if found else ""
+
+
+def _facts(root: Root, table: str, where: dict[str, Any], title: str) -> str:
+    """Return the rows of a table that are about the image, a column a line."""
+    lines = []
+    for row in root.tables.read(table, where=where).to_pylist():
+        lines.append(f"{title}:")
+        for name, value in row.items():
+            if name not in _KEYS and value is not None:
+                unit = contract(table).column(name).unit
+                text = f"{value:.4g} {unit}".rstrip() if isinstance(value, float) else value
+                lines.append(f"  {name}: {text}")
+    return "\n".join(lines)
+
+
+def _curves(root: Root, where: dict[str, Any]) -> str:
+    parts = []
+    for row in root.tables.read("noise_curves", where=where).to_pylist():
+        known = root.tables.read(
+            "noise_classifiers", ["sigmas"], {"classifier_id": row["classifier_id"]}
+        )
+        sigmas = known["sigmas"].to_pylist()[0] if known.num_rows else [None] * len(row["logits"])
+        body = list(zip(sigmas, row["logits"], row["logit_standard_error"], strict=True))
+        head = f"noise curve of classifier {row['classifier_id']}, fold {row['fold']}"
+        parts.append(f"{head}:\n" + text_table(("sigma", "logit of trust", "standard error"), body))
+    return "\n\n".join(parts)
+
+
+def _annotations(root: Root, where: dict[str, Any]) -> str:
+    names = {p["policy_id"]: p["name"] for p in root.tables.read("policies").to_pylist()}
+    rows = root.tables.read("noise_annotations", where=where).to_pylist()
+    body = [
+        (
+            names.get(row["policy_id"], row["policy_id"]),
+            row["sigma_min"],
+            row["sigma_max"],
+            row["reason"],
+            row["sigma_min_standard_error_octaves"],
+            row["noise_space"],
+        )
+        for row in rows
+    ]
+    header = ("policy", "sigma_min", "sigma_max", "reason", "+- octaves", "measured in")
+    if not body:
+        return "not annotated yet"
+    return "levels (sigma_min '-': usable at no high level):\n" + text_table(header, body)

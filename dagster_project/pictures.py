@@ -1,0 +1,100 @@
+"""Plots and mosaics of materializations, small enough to live in the run history."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ambient_omni.packs import Pack
+from ambient_omni.transforms import Transform
+from dagster_project.describe import picture
+from schemas.registry import contract
+from schemas.root import Root
+
+Metadata = dict[str, Any]
+
+NUM_MOSAIC_IMAGES = 48
+_HISTOGRAMS = {
+    "scores/classical": ("sharpness", "noise_std", "blockiness"),
+    "ood_scores": ("mahalanobis", "knn_distance"),
+}
+
+
+def score_pictures(root: Root, table: str, batch: str) -> Metadata:
+    """Return histograms of a batch's scores, a line per source."""
+    if not _can_draw():
+        return {}
+    from pipelines.report.plots import score_histogram
+
+    wanted, names = contract(table), _HISTOGRAMS.get(table, ())
+    rows = root.tables.read(table, ["sample_row", *names], {"ingest_batch": batch})
+    rows = _with_source(root, rows, batch)
+    found: Metadata = {}
+    for name in names:
+        column = rows.filter(pc.is_valid(rows[name]))
+        if column.num_rows:
+            by_source = _by_source(column, name)
+            png = score_histogram(by_source, name=name, unit=wanted.column(name).unit)
+            found[f"histogram_{name}"] = picture(png, f"distribution of {name}")
+    return found
+
+
+def pack_picture(root: Root, transform: Transform, batch: str) -> Metadata:
+    """Return a mosaic of images spread over a batch's pack."""
+    if not _can_draw():
+        return {}
+    from pipelines.report.plots import mosaic
+
+    pack = Pack.open(root.packs, transform.transform_id, batch)
+    if not len(pack):
+        return {}
+    places = np.linspace(0, len(pack) - 1, min(NUM_MOSAIC_IMAGES, len(pack))).astype(np.int64)
+    images = pack.take(places)
+    step = max(1, transform.resolution // 48)
+    return {"mosaic": picture(mosaic(images[:, ::step, ::step], num_columns=12), f"of {batch}")}
+
+
+def classifier_picture(root: Root, classifier_id: str) -> Metadata:
+    """Return the classifier's total variation per level."""
+    rows = root.tables.read("noise_classifiers", where={"classifier_id": classifier_id}).to_pylist()
+    if not rows or not _can_draw():
+        return {}
+    from pipelines.report.plots import tv_bound
+
+    row = rows[0]
+    png = tv_bound(row["sigmas"], row["tv_lower_bound"], row["tv_standard_error"])
+    return {"total_variation": picture(png, "total variation per level")}
+
+
+def level_pictures(root: Root, batch: str, policies: Mapping[str, str]) -> Metadata:
+    """Return, per policy (name to policy_id), the share of a batch usable at each level."""
+    if not _can_draw():
+        return {}
+    from pipelines.report.plots import sigma_min_cdf
+
+    found: Metadata = {}
+    for name, policy_id in policies.items():
+        where = {"policy_id": policy_id, "ingest_batch": batch}
+        rows = root.tables.read("noise_annotations", ["sample_row", "sigma_min"], where)
+        if rows.num_rows and len(pc.unique(rows["sigma_min"])) > 1:
+            by_source = _by_source(_with_source(root, rows, batch), "sigma_min")
+            found[f"levels_{name}"] = picture(sigma_min_cdf(by_source), f"levels under {name}")
+    return found
+
+
+def _with_source(root: Root, rows: pa.Table, batch: str) -> pa.Table:
+    sources = root.tables.read("samples", ["sample_row", "source"], {"ingest_batch": batch})
+    return rows.join(sources, "sample_row", join_type="inner")
+
+
+def _by_source(rows: pa.Table, column: str) -> dict[str, np.ndarray]:
+    names: Sequence[str] = sorted(pc.unique(rows["source"]).to_pylist())
+    return {name: rows.filter(pc.equal(rows["source"], name))[column].to_numpy() for name in names}
+
+
+def _can_draw() -> bool:
+    # Plots are the `report` extra's; the graph runs without it.
+    return importlib.util.find_spec("matplotlib") is not None

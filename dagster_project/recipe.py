@@ -1,0 +1,161 @@
+"""A recipe: every setting of the graph as one frozen value. Bundled ones lie in `recipes/`."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ambient_omni.config import TrainConfig
+from ambient_omni.transforms import Transform
+from pipelines.demo_data import DemoDataConfig
+from pipelines.ingest.config import IngestConfig
+from pipelines.jobs.ood import OodConfig
+from pipelines.jobs.score import ScoreConfig
+from pipelines.spark import SparkSettings
+from schemas.errors import BadInput
+
+SUFFIXES = (".yaml", ".yml", ".json")
+_GIVEN_BY_THE_GRAPH = ("name", "policy_id", "batches", "transform")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClassifierRule(_Frozen):
+    """An arm whose levels come from the recipe's noise classifier."""
+
+    kind: Literal["classifier_threshold"]
+    tau: float = Field(0.45, gt=0, lt=1, description="P(trusted) that counts as indistinguishable.")
+
+
+class FixedRule(_Frozen):
+    """An arm with one level per source; "*" is every other source, null is never."""
+
+    kind: Literal["fixed_per_source"]
+    levels: dict[str, float | None] = Field(min_length=1)
+
+
+class RankRule(_Frozen):
+    """An arm that trusts the best share by one score and gives the rest one level."""
+
+    kind: Literal["quality_rank"]
+    column: str = Field(description="Score of the recipe's pack; greater is better.")
+    good_fraction: float = Field(ge=0, le=1)
+    sigma_min_rest: float | None = Field(ge=0)
+
+
+Rule = Annotated[ClassifierRule | FixedRule | RankRule, Field(discriminator="kind")]
+
+
+class Training(TrainConfig):
+    """What all arms' runs share: `TrainConfig` without what the graph itself fills in."""
+
+    name: str = Field("", exclude=True)
+    policy_id: str = Field("", exclude=True)
+    batches: tuple[str, ...] = Field((), exclude=True)
+    transform: Transform = Field(Transform(), exclude=True)
+
+    @model_validator(mode="after")
+    def _network_fits_images(self) -> "Training":
+        # The recipe's transform is not known here; the recipe checks.
+        given = [name for name in _GIVEN_BY_THE_GRAPH if name in self.model_fields_set]
+        if given:
+            raise ValueError(f"{given[0]} is filled in by the graph; leave it out")
+        return self
+
+    def of_arm(
+        self, name: str, policy_id: str, batches: tuple[str, ...], transform: Transform
+    ) -> TrainConfig:
+        """Return the configuration of one arm's run."""
+        given = {"name": name, "policy_id": policy_id, "batches": batches, "transform": transform}
+        return TrainConfig.model_validate(self.model_dump() | given)
+
+
+class Recipe(_Frozen):
+    """Every setting of the graph.
+
+    Attributes:
+        description: what it is for.
+        transform: pixels that levels, the classifier and training speak about.
+        ingest: which images are taken.
+        validation_fraction: expected share of the reference held out of training.
+        scores: what is measured of each image; its encoder must be the distance's.
+        ood: how distance to the trusted set is measured.
+        arms: name of each model to train, and the rule whose levels it obeys.
+        main_arm: the arm that the report explains.
+        baseline_arm: the arm that the report compares with.
+        training: what all arms share.
+        spark: how to reach Spark.
+        demo_data: only the demo's recipes: the images to draw.
+    """
+
+    description: str = ""
+    transform: Transform = Transform()
+    ingest: IngestConfig = IngestConfig()
+    validation_fraction: float = Field(0.2, gt=0, lt=1)
+    scores: ScoreConfig = ScoreConfig()
+    ood: OodConfig = OodConfig()
+    arms: dict[str, Rule] = Field(min_length=1)
+    main_arm: str = "annotated"
+    baseline_arm: str = "only_reference"
+    training: Training = Training()
+    spark: SparkSettings = SparkSettings()
+    demo_data: DemoDataConfig | None = None
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Recipe":
+        for role, arm in (("main_arm", self.main_arm), ("baseline_arm", self.baseline_arm)):
+            if arm not in self.arms:
+                raise ValueError(f"{role} {arm!r} is none of the arms {sorted(self.arms)}")
+        if self.scores.encoder != self.ood.encoder:
+            raise ValueError("scores.encoder and ood.encoder differ; distances need its vectors")
+        self.training.network.require_fit(self.transform.resolution)
+        return self
+
+
+def load_recipe(name: str) -> Recipe:
+    """Return a bundled recipe by name, or one from a YAML or JSON file.
+
+    Raises:
+        BadInput: there is none, or a setting is unknown or out of range; the message names it.
+    """
+    if name.endswith(SUFFIXES):
+        file = Path(name).expanduser()
+        if not file.is_file():
+            raise BadInput(f"recipe file {name} does not exist; check the path")
+        return parse_recipe(_yaml(file.read_text(encoding="utf-8"), name), name)
+    bundled = resources.files("dagster_project") / "recipes" / f"{name}.yaml"
+    if not bundled.is_file():
+        raise BadInput(f"no recipe {name!r}; there are {', '.join(recipe_names())}, or name a file")
+    return parse_recipe(_yaml(bundled.read_text(encoding="utf-8"), name), name)
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the bundled recipes."""
+    folder = resources.files("dagster_project") / "recipes"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if ".yaml" in f.name)
+
+
+def parse_recipe(values: Any, where: str) -> Recipe:
+    """Check plain values and return the recipe.
+
+    Raises:
+        BadInput: a setting is unknown, missing or out of range.
+    """
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "recipe"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise BadInput(f"{where}: {place}: {first['msg']}{more}") from error
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise BadInput(f"{where} is no YAML: {' '.join(str(error).split())}") from error
