@@ -426,8 +426,10 @@ def _removes(delta: DeltaTable | None, slice: Mapping[str, str]) -> list[RemoveA
 
 def _merge(wanted: Contract, old: pa.Table, new: pa.Table) -> pa.Table:
     keys = list(wanted.key)
-    kept = old.join(new.select(keys), keys=keys, join_type="left anti") if old.num_rows else old
-    merged = pa.concat_tables([kept.select(wanted.names).cast(wanted.arrow_schema), new])
+    # Arrow joins no tables with list columns: join the keys alone, then take the rows.
+    places = old.select(keys).append_column("_place", pa.array(range(old.num_rows), pa.int64()))
+    kept = places.join(new.select(keys), keys=keys, join_type="left anti")["_place"]
+    merged = pa.concat_tables([old.take(kept), new])
     return merged.sort_by(_order(wanted))
 
 
