@@ -1,0 +1,217 @@
+"""Turn measurements into levels: one row for every sample of a batch under one policy.
+
+No pixel is read and no network is run: a new policy costs seconds.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipelines import policies
+from pipelines.job import JobReport
+from pipelines.measures import (
+    Measured,
+    classifier_row,
+    curves_slice,
+    read_curves,
+    read_scores,
+    scores_slice,
+)
+from pipelines.policies import ClassifierThreshold, Decisions, FixedPerSource, QualityRank
+from pipelines.slices import Target
+from schemas.errors import AnnotationMissing, BadInput, TableMissing
+from schemas.ids import canonical_hash
+from schemas.root import Root
+
+JOB = "annotate"
+TABLE = "noise_annotations"
+_TRUSTED_BATCHES = ("reference", "evaluation")
+_FOREIGN = "foreign"
+
+AnyPolicy = ClassifierThreshold | FixedPerSource | QualityRank
+
+
+def annotate(root: Root, batch: str, policy: AnyPolicy, *, dry_run: bool = False) -> JobReport:
+    """Write `noise_annotations` of a batch under a policy, and register the policy.
+
+    Reference images get level 0 under every policy. A sample whose measurement is null gets a
+    null level and the reason `unscored`; one that was never measured stops the job.
+
+    Raises:
+        TableMissing: the batch, or a measurement that the policy reads, is not there.
+        AnnotationMissing: some samples of the batch were never measured.
+        BadInput: the policy does not fit the classifier's noise space or the batch's sources.
+        JobAlreadyRunning: another process annotates this batch under this policy.
+    """
+    began = time.monotonic()
+    with root.lock(f"{JOB}-{policy.policy_id}", batch):
+        samples = _samples(root, batch)
+        is_reference = _is_reference(root, batch, samples["sample_row"].to_numpy())
+        target = _target(root, batch, policy, is_reference)
+        current = target.is_current(root)
+        unscored = 0
+        if not current and not dry_run:
+            policies.register(root, policy)
+            table = _annotations(root, batch, policy, samples, is_reference)
+            root.tables.commit(
+                TABLE,
+                table,
+                slice=target.slice,
+                inputs=target.inputs,
+                job=JOB,
+                versions=root.tables.versions(["samples", "reference_sets", *_tables_of(policy)]),
+            )
+            unscored = pc.sum(pc.equal(table["reason"], policies.UNSCORED)).as_py() or 0
+    count = samples.num_rows
+    return JobReport(
+        JOB,
+        batch,
+        read=count,
+        written=0 if current or dry_run else count,
+        unchanged=count if current else 0,
+        rejected={policies.UNSCORED: unscored} if unscored else {},
+        versions=root.tables.versions([TABLE]),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _samples(root: Root, batch: str) -> pa.Table:
+    if root.tables.fingerprint("samples", {"ingest_batch": batch}) is None:
+        raise TableMissing(f"batch {batch!r} has no samples; run ingest on it first")
+    columns = ["sample_row", "sample_id", "source"]
+    return root.tables.open("samples").read(columns, {"ingest_batch": batch})
+
+
+def _is_reference(root: Root, batch: str, rows_N: NDArray[np.int64]) -> NDArray[np.bool_]:
+    registered = root.tables.read("ingest_batches", ["role"], {"ingest_batch": batch})
+    if set(registered["role"].to_pylist()) & set(_TRUSTED_BATCHES):
+        return np.ones(len(rows_N), bool)
+    sets = root.tables.read("reference_sets", ["sample_row", "role"])
+    trusted = sets.filter(pc.not_equal(sets["role"], _FOREIGN))
+    return np.isin(rows_N, trusted["sample_row"].to_numpy())
+
+
+def _target(root: Root, batch: str, policy: AnyPolicy, is_reference: NDArray[np.bool_]) -> Target:
+    inputs: dict[str, Any] = {
+        "samples": root.tables.fingerprint("samples", {"ingest_batch": batch}),
+        "references": canonical_hash(np.flatnonzero(is_reference).tolist()),
+        **_measured_from(root, batch, policy),
+    }
+    return Target(TABLE, {"policy_id": policy.policy_id, "ingest_batch": batch}, inputs)
+
+
+def _measured_from(root: Root, batch: str, policy: AnyPolicy) -> Mapping[str, str | None]:
+    if isinstance(policy, ClassifierThreshold):
+        slice_ = curves_slice(policy.classifier_id, batch)
+        return {"noise_curves": root.tables.fingerprint("noise_curves", slice_)}
+    if isinstance(policy, QualityRank):
+        table, slice_ = f"scores/{policy.pack}", scores_slice(policy.scorer_version, batch)
+        return {table: root.tables.fingerprint(table, slice_)}
+    return {}
+
+
+def _tables_of(policy: AnyPolicy) -> list[str]:
+    if isinstance(policy, ClassifierThreshold):
+        return ["noise_curves", "noise_classifiers"]
+    return [f"scores/{policy.pack}"] if isinstance(policy, QualityRank) else []
+
+
+def _annotations(
+    root: Root,
+    batch: str,
+    policy: AnyPolicy,
+    samples: pa.Table,
+    is_reference: NDArray[np.bool_],
+) -> pa.Table:
+    decided = decide(root, batch, policy, samples.filter(pa.array(~is_reference)))
+    found = _spread(decided, is_reference)
+    count = samples.num_rows
+    return pa.table(
+        {
+            "sample_row": samples["sample_row"],
+            "ingest_batch": pa.repeat(batch, count),
+            "policy_id": pa.repeat(policy.policy_id, count),
+            "sigma_min": _nullable(found.sigma_min),
+            "sigma_max": pa.array(np.zeros(count)),
+            "noise_space": pa.repeat(policy.noise_space, count),
+            "slope": _nullable(found.slope),
+            "sigma_min_standard_error_octaves": _nullable(found.standard_error_octaves),
+            "reason": pa.array(found.reason, pa.string()),
+        }
+    )
+
+
+def decide(root: Root, batch: str, policy: AnyPolicy, samples: pa.Table) -> Decisions:
+    """Decide for samples (columns sample_row, sample_id, source) that are no references.
+
+    Raises:
+        TableMissing, AnnotationMissing, BadInput: as `annotate`.
+    """
+    rows = samples["sample_row"].to_numpy()
+    if isinstance(policy, FixedPerSource):
+        return policies.decide_by_source(policy, samples["source"].to_pylist())
+    if isinstance(policy, QualityRank):
+        scores = _scores(root, batch, policy, rows)
+        return policies.decide_by_rank(policy, scores, samples["sample_id"].to_pylist())
+    return _decide_by_curve(root, batch, policy, rows)
+
+
+def _scores(
+    root: Root, batch: str, policy: QualityRank, rows_N: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    if not len(rows_N):
+        return np.empty(0)
+    measured = read_scores(root, batch, policy.pack, policy.column, policy.scorer_version)
+    return _all_of_them(measured, rows_N, f"{policy.column} score", "score")
+
+
+def _decide_by_curve(
+    root: Root, batch: str, policy: ClassifierThreshold, rows_N: NDArray[np.int64]
+) -> Decisions:
+    classifier = classifier_row(root, policy.classifier_id)
+    if classifier["noise_space"] != policy.noise_space:
+        raise BadInput(
+            f"policy {policy.policy_id} measures in {policy.noise_space}, classifier "
+            f"{policy.classifier_id} in {classifier['noise_space']}; levels do not carry over"
+        )
+    sigmas = np.array(classifier["sigmas"], np.float64)
+    curves = np.empty((0, 2, len(sigmas)))
+    if len(rows_N):
+        measured = read_curves(root, batch, policy.classifier_id)
+        curves = _all_of_them(measured, rows_N, "noise curve", "curves")
+    return policies.decide_by_curve(policy, curves[:, 0], curves[:, 1], sigmas)
+
+
+def _all_of_them(
+    measured: Measured, rows_N: NDArray[np.int64], what: str, job: str
+) -> NDArray[np.float64]:
+    missing = measured.missing(rows_N)
+    if len(missing):
+        raise AnnotationMissing(
+            f"{len(missing)} of {len(rows_N)} samples have no {what} (first: sample_row "
+            f"{missing[0]}); run {job} on the batch again. Absence is not read as clean"
+        )
+    return measured.of(rows_N)
+
+
+def _spread(decided: Decisions, is_reference: NDArray[np.bool_]) -> Decisions:
+    """Put the decisions at their places and level 0 where the references are."""
+    count = len(is_reference)
+    sigma_min = np.zeros(count)
+    slope, error = np.full(count, np.nan), np.full(count, np.nan)
+    reason = np.full(count, policies.REFERENCE, object)
+    sigma_min[~is_reference] = decided.sigma_min
+    slope[~is_reference] = decided.slope
+    error[~is_reference] = decided.standard_error_octaves
+    reason[~is_reference] = decided.reason
+    return Decisions(sigma_min, slope, error, reason)
+
+
+def _nullable(values: NDArray[np.float64]) -> pa.Array:
+    # A flat curve has an infinite error: as good as none.
+    return pa.array(values, pa.float64(), mask=~np.isfinite(values))
