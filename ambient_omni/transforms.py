@@ -32,12 +32,12 @@ class Transform(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    resolution: int = Field(32, ge=1, description="Side of the square, pixels.")
+    resolution: int = Field(default=32, ge=1, description="Side of the square, pixels.")
     filter: Literal["box", "bilinear", "bicubic", "lanczos"] = Field(
-        "lanczos", description="Resampling filter; antialiased when it shrinks."
+        default="lanczos", description="Resampling filter; antialiased when it shrinks."
     )
     crop: Literal["center", "stretch"] = Field(
-        "center",
+        default="center",
         description="center: largest central square; stretch: whole image, aspect ratio lost.",
     )
 

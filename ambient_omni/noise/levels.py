@@ -58,10 +58,12 @@ class LogNormalPrior(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mean: float = Field(-1.2, description="Mean of ln σ.")
-    std: float = Field(1.2, gt=0, description="Standard deviation of ln σ.")
-    lowest: float = Field(0.0, ge=0, description="Smallest level; 0 cuts nothing.")
-    highest: float | None = Field(None, gt=0, description="Largest level; none cuts nothing.")
+    mean: float = Field(default=-1.2, description="Mean of ln σ.")
+    std: float = Field(default=1.2, gt=0, description="Standard deviation of ln σ.")
+    lowest: float = Field(default=0.0, ge=0, description="Smallest level; 0 cuts nothing.")
+    highest: float | None = Field(
+        default=None, gt=0, description="Largest level; none cuts nothing."
+    )
 
     @model_validator(mode="after")
     def _is_not_empty(self) -> LogNormalPrior:

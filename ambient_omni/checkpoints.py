@@ -1,0 +1,193 @@
+"""Checkpoints: safetensors and JSON, written aside, renamed when complete, verified on load.
+
+A checkpoint is a folder ``step-00001234`` with one ``<group>.safetensors`` per group of tensors
+and a ``state.json`` that holds the hash of each file, the step, and the parents: policy, table
+versions, noise space, configuration and code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from schemas.errors import CheckpointRefused
+
+_FORMAT = 1
+_STATE = "state.json"
+_PREFIX = "step-"
+_READ_BYTES = 1 << 22
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint. `state` is what was saved with it; tensors are read on demand."""
+
+    path: Path
+    step: int
+    parents: dict[str, Any]
+    state: dict[str, Any]
+
+    def tensors(self, group: str) -> Tensors:
+        """Read one group of tensors.
+
+        Raises:
+            CheckpointRefused: it holds no such group, or the file is damaged.
+        """
+        file = self.path / f"{group}.safetensors"
+        try:
+            tensors: Tensors = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointRefused(f"{file} cannot be read: {error}") from error
+        return tensors
+
+
+def save(
+    folder: Path,
+    step: int,
+    groups: Mapping[str, Tensors],
+    parents: Mapping[str, Any],
+    state: Mapping[str, Any],
+) -> Path:
+    """Write a checkpoint into `folder`; a reader sees all of it or nothing.
+
+    Saving a step that is there already replaces it.
+    """
+    final = folder / f"{_PREFIX}{step:08d}"
+    aside = folder / f".{final.name}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    files = {}
+    for group, tensors in groups.items():
+        path = aside / f"{group}.safetensors"
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+        _flush(path)
+        files[path.name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+    content = {
+        "format": _FORMAT,
+        "step": step,
+        "files": files,
+        "parents": dict(parents),
+        "state": dict(state),
+    }
+    (aside / _STATE).write_text(json.dumps(content, indent=1))
+    _flush(aside / _STATE)
+    _flush(aside)
+    shutil.rmtree(final, ignore_errors=True)
+    aside.rename(final)
+    _flush(folder)
+    return final
+
+
+def load(path: Path, expect: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Open and verify a checkpoint.
+
+    Args:
+        path: its folder.
+        expect: parents that have to be equal, e.g. ``{"noise_space": ...}``.
+
+    Raises:
+        CheckpointRefused: no checkpoint, truncated, altered, pickled, or of other parents.
+    """
+    if path.is_file() or not (path / _STATE).exists():
+        raise CheckpointRefused(
+            f"{path} is no checkpoint folder with a {_STATE}; pickled or single-file checkpoints "
+            "are not read"
+        )
+    try:
+        content = json.loads((path / _STATE).read_text())
+        files, parents = content["files"], content["parents"]
+        checkpoint = Checkpoint(path, content["step"], parents, content["state"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointRefused(f"{path / _STATE} is damaged: {error!r}") from error
+    if content.get("format") != _FORMAT:
+        raise CheckpointRefused(f"{path} has format {content.get('format')}, not {_FORMAT}")
+    for name, facts in files.items():
+        _verify(path / name, facts)
+    for name, wanted in (expect or {}).items():
+        if parents.get(name) != wanted:
+            raise CheckpointRefused(
+                f"{path} was made with {name} {parents.get(name)!r}, not {wanted!r}"
+            )
+    return checkpoint
+
+
+def steps(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, newest first. They are not verified."""
+    return sorted(folder.glob(f"{_PREFIX}*"), reverse=True)
+
+
+def prune(folder: Path, keep: Sequence[str]) -> None:
+    """Remove all checkpoints whose names are not in `keep`, and what a killed save left."""
+    for path in [*steps(folder), *folder.glob(f".{_PREFIX}*.partial")]:
+        if path.name not in keep:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def load_into(module: nn.Module, tensors: Tensors, source: Path) -> None:
+    """Copy tensors into a module's parameters and buffers.
+
+    Raises:
+        CheckpointRefused: names or shapes differ: the checkpoint is of another network.
+    """
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise CheckpointRefused(f"{source} does not fit the network: {first}") from error
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
+    """Return an optimizer's state as flat tensors named ``<parameter number>.<field>``."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{field}": torch.as_tensor(value)
+        for number, fields in state.items()
+        for field, value in fields.items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+    """Restore what `optimizer_tensors` returned, into an optimizer over the same parameters."""
+    state: dict[int, Tensors] = {}
+    for name, tensor in tensors.items():
+        number, field = name.split(".", 1)
+        state.setdefault(int(number), {})[field] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _verify(path: Path, facts: Mapping[str, Any]) -> None:
+    if not path.exists() or path.stat().st_size != facts["bytes"]:
+        size = path.stat().st_size if path.exists() else 0
+        raise CheckpointRefused(f"{path} is truncated: {size} of {facts['bytes']} bytes")
+    if _sha256(path) != facts["sha256"]:
+        raise CheckpointRefused(f"{path} was altered: its hash is not the one it was saved with")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

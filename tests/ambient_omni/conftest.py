@@ -1,0 +1,98 @@
+"""A root with everything that training reads, made without Spark: tiny, real, written for real."""
+
+import numpy as np
+import pytest
+
+from ambient_omni import rng
+from ambient_omni.config import TrainConfig
+from ambient_omni.packs import PackWriter
+from ambient_omni.transforms import Transform
+from schemas.registry import contract
+
+TRANSFORM = Transform(resolution=8)
+
+
+def build_pack(root, batch, rows, transform=TRANSFORM):
+    side = transform.resolution
+    colours = rng.generator(0, "pixels", batch).integers(
+        0, 256, (len(rows), 1, 1, 3), dtype=np.uint8
+    )
+    # One colour each: what a tiny network can learn in a second.
+    pixels = np.broadcast_to(colours, (len(rows), side, side, 3))
+    writer = PackWriter(root.packs, transform, batch, "tests")
+    writer.begin()
+    with writer.chunk(0) as chunk:
+        for row, image in zip(rows, pixels, strict=True):
+            chunk.add(int(row), image)
+    writer.finish([chunk.info])
+
+
+def annotate(root, batch, rows, sigma_min, policy_id="policy", transform=TRANSFORM, sigma_max=0.0):
+    reasons = ["never_crosses" if level is None else "crossing" for level in sigma_min]
+    table = contract("noise_annotations").table(
+        [
+            {
+                "sample_row": int(row),
+                "ingest_batch": batch,
+                "policy_id": policy_id,
+                "sigma_min": level,
+                "sigma_max": sigma_max,
+                "noise_space": transform.noise_space,
+                "slope": None,
+                "sigma_min_standard_error_octaves": None,
+                "reason": reason,
+            }
+            for row, level, reason in zip(rows, sigma_min, reasons, strict=True)
+        ]
+    )
+    part = {"policy_id": policy_id, "ingest_batch": batch}
+    inputs = {"levels": list(sigma_min), "rows": [int(row) for row in rows]}
+    root.tables.commit("noise_annotations", table, slice=part, inputs=inputs, job="tests")
+
+
+def define_set(root, name, rows):
+    table = contract("reference_sets").table(
+        [{"reference_set": name, "sample_row": int(row), "role": name} for row in rows]
+    )
+    part = {"reference_set": name}
+    inputs = {"rows": [int(row) for row in rows]}
+    root.tables.commit("reference_sets", table, slice=part, inputs=inputs, job="tests")
+
+
+@pytest.fixture
+def trainable(root, make_batch, images):
+    """A root with 12 references (4 for validation) and 20 pool images of several levels."""
+    reference = make_batch(root, "ref", images(12, side=8, seed=1), role="reference")
+    pool = make_batch(root, "pool", images(20, side=8, seed=2))
+    rows = {"ref": reference["sample_row"].to_numpy(), "pool": pool["sample_row"].to_numpy()}
+    define_set(root, "trusted", rows["ref"][4:])
+    define_set(root, "validation", rows["ref"][:4])
+    annotate(root, "ref", rows["ref"], [0.0] * 12)
+    annotate(root, "pool", rows["pool"], [0.2, 0.5, 1.0, None] * 5)
+    for batch in rows:
+        build_pack(root, batch, rows[batch])
+    return root
+
+
+@pytest.fixture
+def config():
+    """`config(**changes)`: a run of 12 steps that takes a second."""
+
+    def make(**changes):
+        settings = {
+            "name": "tiny",
+            "policy_id": "policy",
+            "batches": ("ref", "pool"),
+            "transform": TRANSFORM,
+            "network": {"patch": 2, "widths": (16,), "attention": False, "norm_groups": 4},
+            "optimizer": {"warmup_images": 0},
+            "held_out": {"sigmas": (0.2, 1.0), "num_noises": 1},
+            "samples": {"num_images": 4, "num_steps": 3},
+            "batch_size": 8,
+            "num_images": 96,
+            "evaluate_every_images": 32,
+            "log_every_images": 16,
+        }
+        return TrainConfig.model_validate({**settings, **changes})
+
+    return make

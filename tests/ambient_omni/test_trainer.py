@@ -1,0 +1,258 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from ambient_omni import checkpoints, trainer
+from ambient_omni.checkpoints import load
+from ambient_omni.evaluation import read_heldout
+from ambient_omni.trained import load_checkpoint, load_trained
+from ambient_omni.trainer import Trainer, TrainingStopped, train
+from schemas.errors import BadInput, CheckpointRefused, NotEnoughReferences, TrainingFailed
+
+
+def row_of(root, run_id):
+    return root.tables.read("training_runs", where={"run_id": run_id}).to_pylist()[0]
+
+
+def final_weights(root, run_id):
+    return load(checkpoints.steps(root.runs / run_id / "checkpoints")[0])
+
+
+def same_weights(one, other):
+    return all(
+        torch.equal(tensor, other.tensors(group)[name])
+        for group in ("model", "ema", "optimizer")
+        for name, tensor in one.tensors(group).items()
+    )
+
+
+def stop_after(monkeypatch, steps, how):
+    """Interrupt training when it has begun its n-th step from now."""
+    ordinary, count = Trainer._step, [0]
+
+    def step(self, number):
+        count[0] += 1
+        if count[0] == steps:
+            how()
+        ordinary(self, number)
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    return lambda: monkeypatch.setattr(Trainer, "_step", ordinary)
+
+
+def test_a_run_leaves_checkpoint_metrics_samples_heldout_loss_and_its_row(trainable, config):
+    run_id = train(trainable, config(), show=False)
+    folder, row = trainable.runs / run_id, row_of(trainable, run_id)
+    assert row["status"] == "finished"
+    assert row["num_images_seen"] == 96
+    assert (trainable.path / row["checkpoint"] / "ema.safetensors").exists()
+    assert (folder / "samples.png").exists()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert sum("loss" in line for line in lines) == 6
+    totals = {line["step"]: line["held_out_total"] for line in lines if "held_out_total" in line}
+    assert list(totals) == [4, 8, 12]
+    best = min(totals, key=totals.get)
+    assert row["checkpoint"].endswith(f"step-{best:08d}")
+    measured = read_heldout(folder)["validation"]
+    assert measured.total == pytest.approx(totals[best])
+    assert json.loads(row["metrics"])["total"] == measured.total
+    assert measured.num_images == 4
+
+
+def test_a_finished_run_is_not_run_again(trainable, config, monkeypatch):
+    run_id = train(trainable, config(), show=False)
+    monkeypatch.setattr(trainer, "Trainer", None)
+    assert train(trainable, config(), show=False) == run_id
+    assert train(trainable, config(name="renamed"), show=False) == run_id
+
+
+def test_checkpoints_name_their_parents(trainable, config):
+    run_id = train(trainable, config(), show=False)
+    parents = final_weights(trainable, run_id).parents
+    assert parents["policy_id"] == "policy"
+    assert parents["noise_space"] == "pixel:8x8:lanczos:center:pm1"
+    assert set(parents["table_versions"]) == {"samples", "reference_sets", "noise_annotations"}
+    assert parents["config"]["batch_size"] == 8
+    assert parents["code_version"]
+
+
+def test_the_loss_falls_on_a_tiny_pool(trainable, config):
+    run_id = train(trainable, config(num_images=1600, evaluate_every_images=400), show=False)
+    lines = (trainable.runs / run_id / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+
+
+def test_ctrl_c_saves_and_the_resumed_run_ends_with_the_same_weights(
+    trainable, config, monkeypatch
+):
+    whole = final_weights(trainable, train(trainable, config(seed=3), show=False))
+    (trainable.runs / whole.parents["run_id"]).rename(trainable.path / "whole")
+    whole = load(next((trainable.path / "whole" / "checkpoints").glob("step-00000012")))
+    undo = stop_after(monkeypatch, 6, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(TrainingStopped, match="stopped after 48 of 96 images .* run the same"):
+        train(trainable, config(seed=3), show=False)
+    undo()
+    run_id = whole.parents["run_id"]
+    assert row_of(trainable, run_id)["status"] == "interrupted"
+    assert final_weights(trainable, run_id).step == 6
+    assert train(trainable, config(seed=3), show=False) == run_id
+    resumed = final_weights(trainable, run_id)
+    assert resumed.step == whole.step == 12
+    assert same_weights(whole, resumed)
+    assert resumed.state == whole.state
+    assert row_of(trainable, run_id)["status"] == "finished"
+
+
+def test_a_second_ctrl_c_acts_at_once():
+    with pytest.raises(KeyboardInterrupt), trainer.StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ambient_omni.config import TrainConfig
+from ambient_omni.trainer import Trainer, train
+from schemas.root import Root
+
+ordinary = Trainer._step
+def step(self, number):
+    if number == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    ordinary(self, number)
+Trainer._step = step
+train(Root.open(sys.argv[1]), TrainConfig.model_validate_json(sys.argv[2]), show=False)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_ends_with_the_weights_and_metrics_of_one_that_was_not(
+    trainable, config
+):
+    wanted = config(num_images=96, horizontal_flip=True, network={**NET, "dropout": 0.1})
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(trainable.path), wanted.model_dump_json()], check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    run_id = train(trainable, wanted, show=False)
+    resumed, lines = final_weights(trainable, run_id), metric_values(trainable, run_id)
+    (trainable.runs / run_id).rename(trainable.path / "resumed")
+    resumed = load(trainable.path / "resumed" / "checkpoints" / "step-00000012")
+    train(trainable, wanted, show=False)
+    assert same_weights(final_weights(trainable, run_id), resumed)
+    assert metric_values(trainable, run_id) == lines
+
+
+NET = {"patch": 2, "widths": (16,), "attention": False, "norm_groups": 4}
+
+
+def metric_values(root, run_id):
+    lines = (root.runs / run_id / "metrics.jsonl").read_text().splitlines()
+    values = [json.loads(line) for line in lines]
+    return [{k: v for k, v in line.items() if k != "seconds_per_step"} for line in values]
+
+
+def test_a_truncated_checkpoint_is_passed_over_for_the_one_before_it(
+    trainable, config, monkeypatch, caplog
+):
+    undo = stop_after(monkeypatch, 10, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(TrainingStopped):
+        train(trainable, config(), show=False)
+    undo()
+    run_id = next(trainable.runs.iterdir()).name
+    newest, before = checkpoints.steps(trainable.runs / run_id / "checkpoints")[:2]
+    whole = (newest / "model.safetensors").read_bytes()
+    (newest / "model.safetensors").write_bytes(whole[:-100])
+    with caplog.at_level("INFO"):
+        assert train(trainable, config(), show=False) == run_id
+    assert "truncated" in caplog.text
+    assert f"going on from {before.name}" in caplog.text
+    assert row_of(trainable, run_id)["status"] == "finished"
+
+
+def test_a_checkpoint_of_another_noise_space_is_refused(trainable, config):
+    run_id = train(trainable, config(), show=False)
+    path = trainable.path / row_of(trainable, run_id)["checkpoint"]
+    with pytest.raises(CheckpointRefused, match="noise_space"):
+        load_checkpoint(path, "pixel:64x64:lanczos:center:pm1")
+
+
+def test_the_audit_counts_every_draw_and_none_below_the_floor(trainable, config):
+    for objective in ("gated", "ambient"):
+        run_id = train(trainable, config(objective=objective), show=False)
+        audit = json.loads(row_of(trainable, run_id)["audit"])
+        assert audit["draws"] == 96
+        assert audit["draws_below_floor"] == 0
+        assert audit["lowest_sigma_over_floor"] >= 1
+        assert audit["num_samples"] == 28
+        assert audit["num_held_out"] == 4
+        assert audit["num_never_usable"] == 5
+        assert sum(map(sum, audit["draws_per_sigma_min_and_sigma"])) == 96
+
+
+def test_losses_that_are_not_finite_are_skipped_and_then_stop_the_run(
+    trainable, config, monkeypatch
+):
+    ordinary = Trainer._loss
+    monkeypatch.setattr(Trainer, "_loss", lambda *given: ordinary(*given) * np.nan)
+    with pytest.raises(TrainingFailed, match="4 steps without a finite loss, the last one step 3"):
+        train(trainable, config(max_nonfinite_steps=3), show=False)
+    row = trainable.tables.read("training_runs").to_pylist()[0]
+    assert row["status"] == "failed"
+    assert json.loads(row["audit"])["nonfinite_steps"] == 4
+
+
+def test_one_bad_step_changes_no_weight_and_the_run_goes_on(trainable, config, monkeypatch):
+    ordinary = Trainer._loss
+
+    def loss(self, batch, step):
+        return ordinary(self, batch, step) * (np.nan if step == 2 else 1)
+
+    monkeypatch.setattr(Trainer, "_loss", loss)
+    run_id = train(trainable, config(), show=False)
+    found = final_weights(trainable, run_id)
+    assert found.state["nonfinite_steps"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in found.tensors("model").values())
+
+
+def test_an_empty_validation_set_is_said_before_training(trainable, config):
+    with pytest.raises(NotEnoughReferences, match="'nobody' is empty"):
+        train(trainable, config(held_out={"reference_set": "nobody"}), show=False)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(config):
+    class Three:
+        num_processes, process_index = 3, 1
+
+    with pytest.raises(BadInput, match="batch_size 8 is no multiple of the 3 processes"):
+        trainer._share(8, Three())
+    assert trainer._share(9, Three()) == range(3, 6)
+
+
+def test_a_trained_model_loads_from_its_run(trainable, config):
+    run_id = train(trainable, config(), show=False)
+    model = load_trained(trainable, run_id)
+    assert model.config == config()
+    out = model.denoiser(torch.zeros(2, 3, 8, 8), torch.ones(2))
+    assert out.shape == (2, 3, 8, 8)
+    with pytest.raises(BadInput, match=f"runs of this root: {run_id}"):
+        load_trained(trainable, "nope")
+
+
+def test_a_conditional_run_refuses_samples_without_labels(trainable, config):
+    with pytest.raises(BadInput, match="28 of 28 samples have no label"):
+        train(trainable, config(conditional=True), show=False)
+
+
+def test_tensorboard_scalars_are_written_if_asked(trainable, config):
+    run_id = train(trainable, config(tensorboard=True), show=False)
+    assert list((trainable.runs / run_id).rglob("events.out.tfevents*"))
