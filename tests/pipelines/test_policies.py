@@ -221,6 +221,6 @@ def test_a_registered_policy_reads_back_and_twice_equals_once(root):
 def test_an_unknown_policy_is_refused_with_the_known_ones(root):
     policies.register(root, curve_policy())
     with pytest.raises(
-        TableMissing, match=r"no policy 'nope' is registered .*classifier-threshold"
+        TableMissing, match=r"no policy 'nope' is registered .*class"
     ):
         policies.load(root, "nope")
