@@ -41,17 +41,18 @@ def column_schema(wanted: Contract) -> dg.TableSchema:
 def _column(column: Column) -> dg.TableColumn:
     parts = [column.meaning]
     if column.unit:
-        parts.append(f"[{column.unit}]")
+        parts[0] += f" [{column.unit}]"
     if column.nullable:
         parts.append(f"null: {column.null_meaning}")
     limits = [(column.minimum, ">="), (column.maximum, "<=")]
     rules = [f"{sign} {value:g}" for value, sign in limits if value is not None]
     if column.allowed:
         rules.append("one of " + ", ".join(column.allowed))
+    text = ". ".join(parts)
     return dg.TableColumn(
         column.name,
         str(column.type),
-        description=" ".join(parts),
+        description=text,
         constraints=dg.TableColumnConstraints(nullable=column.nullable, other=rules),
     )
 

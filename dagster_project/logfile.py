@@ -10,7 +10,7 @@ import dagster as dg
 def file_logger(context: dg.InitLoggerContext) -> logging.Logger:
     """Return the logger of one file; the same for every run of a process."""
     path = Path(context.logger_config["path"])
-    logger = logging.Logger("ambient-omni", logging.INFO)
+    logger = logging.Logger("ambient-omni", logging.DEBUG)
     logger.addHandler(_handler(path))
     return logger
 

@@ -17,6 +17,8 @@ from schemas.root import Root
 Metadata = dict[str, Any]
 
 NUM_MOSAIC_IMAGES = 48
+# The history holds pictures as text in its rows; larger ones are only looked at in the run folder.
+MAX_PICTURE_BYTES = 400_000
 _HISTOGRAMS = {
     "scores/classical": ("sharpness", "noise_std", "blockiness"),
     "ood_scores": ("mahalanobis", "knn_distance"),
@@ -83,6 +85,14 @@ def level_pictures(root: Root, batch: str, policies: Mapping[str, str]) -> Metad
             by_source = _by_source(_with_source(root, rows, batch), "sigma_min")
             found[f"levels_{name}"] = picture(sigma_min_cdf(by_source), f"levels under {name}")
     return found
+
+
+def training_pictures(root: Root, run_id: str) -> Metadata:
+    """Return a run's newest samples."""
+    grids = sorted((root.runs / run_id).glob("samples-*.png"))
+    if not grids or grids[-1].stat().st_size > MAX_PICTURE_BYTES:
+        return {}
+    return {"samples": picture(grids[-1].read_bytes(), f"samples of run {run_id}")}
 
 
 def _with_source(root: Root, rows: pa.Table, batch: str) -> pa.Table:

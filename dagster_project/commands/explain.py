@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from dagster_project.commands.lookup import samples_of, text_table
+from dagster_project.commands.lookup import printable, samples_of, text_table
 from schemas.registry import contract
 from schemas.root import Root
 
@@ -32,7 +32,11 @@ def explain(root_path: Path, sample_id: str) -> str:
 
 def _image(sample: dict[str, Any]) -> str:
     size = f"{sample['width']}x{sample['height']} {sample['format']}, {sample['num_bytes']:,} bytes"
-    told = [f"{k}: {sample[k]}" for k in ("source", "label", "caption") if sample[k] is not None]
+    told = [
+        f"{k}: {printable(sample[k])}"
+        for k in ("source", "label", "caption")
+        if sample[k] is not None
+    ]
     place = f"in {sample['shard']} from byte {sample['byte_offset']}"
     return "\n".join(
         [f"sample {sample['sample_id']} of batch {sample['ingest_batch']}", size, *told, place]

@@ -1,8 +1,10 @@
 """Group `evaluate`: which arm is best, on images that nobody trained on."""
 
+from typing import Any
+
 import dagster as dg
 
-from dagster_project.defs.materialize import Result
+from dagster_project.defs.materialize import Result, run_job, timed
 from dagster_project.defs.partitions import ARMS, all_of, same_batch
 from dagster_project.defs.project import Project
 
@@ -16,7 +18,24 @@ from dagster_project.defs.project import Project
 )
 def heldout_evaluation(context: dg.AssetExecutionContext, project: Project) -> Result:
     """Evaluate one arm."""
-    raise NotImplementedError
+    from ambient_omni.evaluation import evaluate
+    from dagster_project.arms import judging_set, run_id_of
+
+    root, request, arm = project.root, project.request, context.partition_key
+    run_id = run_id_of(root, request, request.full_recipe, arm)
+    loss, seconds = timed(evaluate, root, run_id, judging_set(request))
+    metadata: dict[str, Any] = {
+        "run_id": run_id,
+        "reference_set": loss.reference_set,
+        "num_images": loss.num_images,
+        "total": loss.total,
+        "total_standard_error": loss.total_standard_error,
+        "sigmas": loss.sigmas,
+        "weighted": loss.weighted,
+        "seconds": round(seconds, 3),
+        "line": f"held-out loss {loss.total:.4f} over {loss.num_images} images",
+    }
+    return dg.MaterializeResult(metadata=metadata)
 
 
 @dg.asset(
@@ -27,4 +46,13 @@ def heldout_evaluation(context: dg.AssetExecutionContext, project: Project) -> R
 )
 def report(project: Project) -> Result:
     """Write the report."""
-    raise NotImplementedError
+    from dagster_project.report_inputs import report_inputs
+    from pipelines.report import build_report
+
+    root = project.root
+    path = run_job(build_report, root, report_inputs(root, project.request))
+    metadata: dict[str, Any] = {
+        "report": dg.MetadataValue.path(str(path)),
+        "line": f"{path.stat().st_size / 1e6:.1f} MB",
+    }
+    return dg.MaterializeResult(metadata=metadata)

@@ -31,17 +31,16 @@ def timed(job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, fl
 def job_result(
     root: Root,
     report: JobReport,
-    table: str,
-    where: Mapping[str, Any],
+    table: str | None = None,
+    where: Mapping[str, Any] | None = None,
     *,
     asset_key: str | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> Result:
     """Return the result of an asset that one job wrote: figures, table version, first rows."""
     found = figures(report)
-    version = root.tables.version(table)
-    if version is not None:
+    if table is not None and (version := root.tables.version(table)) is not None:
         found["table_version"] = version
-        found["preview"] = preview(root, table, where)
+        found["preview"] = preview(root, table, where or {})
     found.update(more or {})
     return dg.MaterializeResult(asset_key=asset_key, metadata=found)

@@ -2,10 +2,11 @@
 
 import dagster as dg
 
-from dagster_project.defs.materialize import Result
+from dagster_project.defs.materialize import Result, timed
 from dagster_project.defs.partitions import ARMS, all_of
 from dagster_project.defs.project import Project
 from dagster_project.describe import described, static_metadata
+from dagster_project.pictures import training_pictures
 
 
 @dg.asset(
@@ -21,4 +22,26 @@ from dagster_project.describe import described, static_metadata
 )
 def trained_models(context: dg.AssetExecutionContext, project: Project) -> Result:
     """Train one arm."""
-    raise NotImplementedError
+    from ambient_omni.run_record import find_run
+    from ambient_omni.trainer import train
+    from dagster_project.arms import config_of
+
+    root, request, arm = project.root, project.request, context.partition_key
+    config = config_of(root, request, request.full_recipe, arm)
+    run_id, seconds = timed(train, root, config)
+    row = find_run(root, run_id)
+    seen = row["num_images_seen"]
+    metadata = {
+        "run_id": run_id,
+        "policy_id": row["policy_id"],
+        "status": row["status"],
+        "images_seen": seen,
+        "table_versions": dg.MetadataValue.json(row["table_versions"]),
+        "metrics": dg.MetadataValue.json(row["metrics"]),
+        "audit": dg.MetadataValue.json(row["audit"]),
+        "folder": dg.MetadataValue.path(str(root.runs / run_id)),
+        "seconds": round(seconds, 3),
+        "line": f"run {run_id}, {seen:,} images seen",
+        **training_pictures(root, run_id),
+    }
+    return dg.MaterializeResult(metadata=metadata)

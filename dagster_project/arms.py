@@ -1,0 +1,97 @@
+"""Arms of the comparison: which policy each obeys, and which run trained it."""
+
+from typing import TYPE_CHECKING
+
+from dagster_project.recipe import ClassifierRule, FixedRule, RankRule, Recipe
+from dagster_project.request import Request
+from pipelines.measures import freeze_quality_rank
+from pipelines.policies import ClassifierThreshold, FixedPerSource, QualityRank, load
+from schemas.root import Root
+
+if TYPE_CHECKING:
+    from ambient_omni.config import TrainConfig
+
+AnyPolicy = ClassifierThreshold | FixedPerSource | QualityRank
+
+
+def classifier_id_of(root: Root, request: Request) -> str:
+    """Return the id of the recipe's noise classifier on the root's present data.
+
+    Raises:
+        TableMissing: it was not trained yet.
+    """
+    raise NotImplementedError
+
+
+def policies_of(root: Root, request: Request, recipe: Recipe) -> dict[str, AnyPolicy]:
+    """Return the policy of each arm.
+
+    Raises:
+        TableMissing: a policy reads a classifier or scores that are not there yet.
+    """
+    return {arm: policy_of(root, request, recipe, arm) for arm in recipe.arms}
+
+
+def policy_of(root: Root, request: Request, recipe: Recipe, arm: str) -> AnyPolicy:
+    """Return the policy of one arm, named as the arm."""
+    rule, space = recipe.arms[arm], recipe.transform.noise_space
+    if isinstance(rule, ClassifierRule):
+        return ClassifierThreshold(
+            name=arm,
+            noise_space=space,
+            classifier_id=classifier_id_of(root, request),
+            tau=rule.tau,
+        )
+    if isinstance(rule, FixedRule):
+        return FixedPerSource(name=arm, noise_space=space, levels=rule.levels)
+    return _frozen_rank(root, arm, rule, space) or freeze_quality_rank(
+        root,
+        request.of_role("pool"),
+        pack=recipe.scores.pack,
+        column=rule.column,
+        good_fraction=rule.good_fraction,
+        sigma_min_rest=rule.sigma_min_rest,
+        noise_space=space,
+        name=arm,
+    )
+
+
+def config_of(root: Root, request: Request, recipe: Recipe, arm: str) -> "TrainConfig":
+    """Return the configuration of an arm's run."""
+    policy_id = policy_of(root, request, recipe, arm).policy_id
+    batches = request.of_role("reference", "pool")
+    return recipe.training.of_arm(arm, policy_id, batches, recipe.transform)
+
+
+def run_id_of(root: Root, request: Request, recipe: Recipe, arm: str) -> str:
+    """Return the id of an arm's run on the root's present data.
+
+    Raises:
+        AnnotationMissing: the arm's policy was not applied to every batch yet.
+    """
+    from ambient_omni.run_record import RunRecord
+
+    return RunRecord.of(root, config_of(root, request, recipe, arm)).run_id
+
+
+def judging_set(request: Request) -> str:
+    """Return the reference set that arms are compared on.
+
+    The evaluation images, which nobody chose by; without them the validation images, which each
+    arm chose its checkpoint by.
+    """
+    return "evaluation" if request.of_role("evaluation") else "validation"
+
+
+def _frozen_rank(root: Root, arm: str, rule: RankRule, space: str) -> QualityRank | None:
+    """Return the border that was frozen before: a new batch falls under the same policy."""
+    for row in root.tables.read(
+        "policies", where={"name": arm, "kind": "quality_rank"}
+    ).to_pylist():
+        policy = load(root, row["policy_id"])
+        assert isinstance(policy, QualityRank)
+        wanted = (rule.column, rule.good_fraction, rule.sigma_min_rest, space)
+        found = (policy.column, policy.good_fraction, policy.sigma_min_rest, policy.noise_space)
+        if found == wanted:
+            return policy
+    return None
