@@ -12,6 +12,7 @@ from schemas.errors import AmbientOmniError
 
 INTERRUPTED = 130
 BROKEN = 1
+_STOPPED = "stopped; what is finished stays. Run the same command again to go on."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,8 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AmbientOmniError as error:
         _complain(f"error: {error}")
         return error.exit_code
-    except KeyboardInterrupt:
-        _complain("\nstopped; what is finished stays. Run the same command again to go on.")
+    except KeyboardInterrupt as stop:
+        # The trainer says how far it came.
+        _complain(f"\n{str(stop) or _STOPPED}")
         return INTERRUPTED
     except BrokenPipeError:
         return BROKEN
