@@ -143,28 +143,27 @@ class Contract:
 
     def _check_column(self, table: pa.Table, column: Column) -> None:
         values = table[column.name]
-        where = f"{column.name}"
+        where = column.name
         if not column.nullable:
             self._refuse(table, pc.is_null(values), f"{where} must not be null")
-        flat = values
         if pa.types.is_list(column.type):
             self._check_list(table, column, values)
             return
         if pa.types.is_floating(column.type):
-            self._refuse(table, pc.invert(pc.is_finite(flat)), f"{where} must be finite or null")
+            self._refuse(table, pc.invert(pc.is_finite(values)), f"{where} must be finite or null")
         if column.minimum is not None:
-            self._refuse(table, pc.less(flat, column.minimum), f"{where} < {column.minimum:g}")
+            self._refuse(table, pc.less(values, column.minimum), f"{where} < {column.minimum:g}")
         if column.maximum is not None:
-            self._refuse(table, pc.greater(flat, column.maximum), f"{where} > {column.maximum:g}")
+            self._refuse(table, pc.greater(values, column.maximum), f"{where} > {column.maximum:g}")
         if column.allowed is not None:
-            known = pc.is_in(flat, pa.array([*column.allowed], type=column.type))
-            bad = pc.and_(pc.is_valid(flat), pc.invert(known))
+            known = pc.is_in(values, pa.array([*column.allowed], type=column.type))
+            bad = pc.and_(pc.is_valid(values), pc.invert(known))
             self._refuse(table, bad, f"{where} is not one of {list(column.allowed)}")
         pattern = column.pattern
         if pattern is None and column.name in self.partition_by:
             pattern = PARTITION_VALUE_PATTERN
         if pattern is not None:
-            bad = pc.invert(pc.match_substring_regex(flat, pattern))
+            bad = pc.invert(pc.match_substring_regex(values, pattern))
             self._refuse(table, bad, f"{where} does not match {pattern}")
 
     def _check_list(self, table: pa.Table, column: Column, values: pa.ChunkedArray) -> None:

@@ -65,8 +65,9 @@ class SliceWriter:
         if self._writer is None:
             self._open()
         assert self._writer is not None
+        stored = self.contract.stored_schema
         self._writer.write_table(
-            full.select(self.contract.stored_schema.names), row_group_size=ROWS_PER_GROUP
+            full.select(stored.names).cast(stored), row_group_size=ROWS_PER_GROUP
         )
 
     def close(self) -> list[WrittenFile]:
@@ -122,8 +123,10 @@ def complete(wanted: Contract, table: pa.Table, slice_: Mapping[str, str]) -> pa
         raise ContractViolation(
             f"{wanted.name}: columns differ from the contract; missing {missing}, unknown {unknown}"
         )
+    # Nulls are left to the contract's own check, which names their rows.
+    types = pa.schema([column.arrow_field.with_nullable(True) for column in wanted.columns])
     try:
-        table = table.select(wanted.names).cast(wanted.arrow_schema)
+        table = table.select(wanted.names).cast(types)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise ContractViolation(f"{wanted.name}: {error}") from error
     for key in wanted.partition_by:

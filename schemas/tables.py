@@ -6,13 +6,13 @@ makes a replay a no-op. Nothing else writes a table.
 """
 
 import contextlib
+import json
 import random
 import time
 import urllib.parse
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class Snapshot:
             A table of the contract's types.
         """
         names = list(columns) if columns is not None else self.contract.names
-        rule = _expression(where)
+        rule = _expression(self.contract, where)
         if exclude:
             rule = _and(rule, self._exclusion_rule())
         wanted = [*dict.fromkeys([*names, *self.contract.key])]
@@ -112,10 +112,11 @@ class Snapshot:
         )
 
     def _exclusion_rule(self) -> ds.Expression | None:
-        if "sample_row" not in self.contract.names or not self._tables.excluded_sample_ids:
+        ids = self._tables.excluded_sample_ids if "sample_row" in self.contract.names else None
+        if not ids:
             return None
         if "sample_id" in self.contract.names:
-            gone = pa.array(sorted(self._tables.excluded_sample_ids))
+            gone = pa.array(sorted(ids))
             rule = ~ds.field("sample_id").isin(gone)
             # An attempt without bytes has no sample_id and stays visible.
             return rule | ds.field("sample_id").is_null()
@@ -129,6 +130,9 @@ class Tables:
     def __init__(self, path: Path, locks: Path) -> None:
         self.path = path
         self._locks = locks
+        # What was taken down, kept for as long as the versions that it was read from are newest.
+        self._excluded_ids: tuple[int, frozenset[str]] = (-1, frozenset())
+        self._excluded_rows: tuple[tuple[int, int], frozenset[int]] = ((-1, -1), frozenset())
 
     def table_path(self, name: str) -> Path:
         """Folder of the table `name`; KeyError if no contract has that name."""
@@ -216,11 +220,8 @@ class Tables:
         key = _slice_key(wanted, slice)
         if isinstance(data, pa.Table):
             data = self._write(name, data, slice)
-        try:
+        else:
             self._check_keys(wanted, data, slice)
-        except ContractViolation:
-            self._remove(name, data)
-            raise
         properties = CommitProperties(
             custom_metadata={
                 "job": job,
@@ -236,6 +237,9 @@ class Tables:
         def attempt() -> Commit:
             delta = self._delta(name)
             if delta is not None and self.is_current(name, slice, inputs):
+                if data and _live_paths(delta).issuperset(file.path for file in data):
+                    # An earlier try landed although it was reported failed.
+                    return Commit(int(delta.version()), num_rows, 0)
                 self._remove(name, data)
                 return Commit(int(delta.version()), 0, num_rows)
             removes = _removes(delta, slice)
@@ -283,29 +287,50 @@ class Tables:
             file.unlink(missing_ok=True)
         return len(found)
 
-    def forget_exclusions(self) -> None:
-        """Read the exclusions anew at the next read; for long-lived processes."""
-        for name in ("excluded_sample_ids", "excluded_sample_rows"):
-            self.__dict__.pop(name, None)
-
-    @cached_property
+    @property
     def excluded_sample_ids(self) -> frozenset[str]:
-        """Sample ids that were taken down."""
+        """Sample ids that were taken down, by whichever process."""
         delta = self._delta("exclusions")
         if delta is None:
             return frozenset()
-        ids = Snapshot(self, contract("exclusions"), delta).read(["sample_id"])["sample_id"]
-        return frozenset(ids.to_pylist())
+        version = int(delta.version())
+        if self._excluded_ids[0] != version:
+            ids = Snapshot(self, contract("exclusions"), delta).read(["sample_id"])["sample_id"]
+            self._excluded_ids = (version, frozenset(ids.to_pylist()))
+        return self._excluded_ids[1]
 
-    @cached_property
+    @property
     def excluded_sample_rows(self) -> frozenset[int]:
-        """Sample rows, in all batches, of the samples that were taken down."""
-        if not self.excluded_sample_ids or not self.exists("samples"):
+        """Sample rows, in all batches, that are or ever were those of a sample taken down.
+
+        An image may leave its source, and so `samples`, while facts about its row still stand.
+        """
+        ids = self.excluded_sample_ids
+        samples = self._delta("samples") if ids else None
+        if samples is None:
             return frozenset()
-        rows = self.open("samples").read(
-            ["sample_row"], {"sample_id": sorted(self.excluded_sample_ids)}, exclude=False
-        )
-        return frozenset(rows["sample_row"].to_pylist())
+        versions = (self._excluded_ids[0], int(samples.version()))
+        if self._excluded_rows[0] != versions:
+            self._excluded_rows = (versions, self._rows_ever_of(ids))
+        return self._excluded_rows[1]
+
+    def _rows_ever_of(self, sample_ids: frozenset[str]) -> frozenset[int]:
+        files = [path for path in self._ever_committed("samples") if path.exists()]
+        rule = ds.field("sample_id").isin(pa.array(sorted(sample_ids)))
+        stored = ds.dataset(files, schema=contract("samples").stored_schema, format="parquet")
+        found = stored.to_table(columns=["sample_row"], filter=rule)
+        return frozenset(found["sample_row"].to_pylist())
+
+    def _ever_committed(self, name: str) -> list[Path]:
+        """Return the data files of all versions whose log entries are kept."""
+        path, delta = self.table_path(name), self._delta(name)
+        found = set() if delta is None else _live_paths(delta)
+        for entry in (path / "_delta_log").glob("*.json"):
+            for line in entry.read_text(encoding="utf-8").splitlines():
+                added = json.loads(line).get("add")
+                if added is not None:
+                    found.add(urllib.parse.unquote(added["path"]))
+        return sorted(path / file for file in found)
 
     def _delta(self, name: str, version: int | None = None) -> DeltaTable | None:
         path = str(self.table_path(name))
@@ -327,14 +352,22 @@ class Tables:
             raise
 
     def _remove(self, name: str, files: Sequence[WrittenFile]) -> None:
+        """Remove files that no commit made visible.
+
+        A commit may land and then be reported failed, or be interrupted on its way back: what the
+        log names is never touched.
+        """
+        delta = self._delta(name)
+        live = set() if delta is None else _live_paths(delta)
         for file in files:
-            (self.table_path(name) / file.path).unlink(missing_ok=True)
+            if file.path not in live:
+                (self.table_path(name) / file.path).unlink(missing_ok=True)
 
     def _check_keys(
         self, wanted: Contract, files: Sequence[WrittenFile], slice: Mapping[str, str]
     ) -> None:
-        # Each file was checked as it was written; only doubles between files are left.
-        if len(files) < 2:
+        """Refuse, and remove, files that repeat a key; each was checked only as it was written."""
+        if not files:
             return
         keys = [k for k in wanted.key if k not in slice]
         path = self.table_path(wanted.name)
@@ -342,9 +375,10 @@ class Tables:
         table = pa.concat_tables(parts)
         distinct = table.group_by(keys).aggregate([]).num_rows
         if distinct != table.num_rows:
+            self._remove(wanted.name, files)
             raise ContractViolation(
-                f"{wanted.name}: {table.num_rows - distinct} rows repeat a key {keys} of another "
-                f"file in the slice {dict(slice)}"
+                f"{wanted.name}: {table.num_rows - distinct} rows repeat a key {keys} "
+                f"in the slice {dict(slice)}"
             )
 
     def _log(
@@ -371,14 +405,14 @@ class Tables:
         )
         return int(DeltaTable(str(path)).version())
 
-    def _retry(self, name: str, attempt: Any, files: Sequence[WrittenFile]) -> Commit:
+    def _retry(
+        self, name: str, attempt: Callable[[], Commit], files: Sequence[WrittenFile]
+    ) -> Commit:
         last: Exception | None = None
         for number in range(NUM_COMMIT_TRIES):
             try:
                 with self._commit_lock(name):
-                    commit: Commit = attempt()
-                self.forget_exclusions()
-                return commit
+                    return attempt()
             except (CommitFailedError, DeltaError) as error:
                 # Only the log entry is tried again, on a fresh snapshot; the files stay.
                 last = error
@@ -424,6 +458,12 @@ def _removes(delta: DeltaTable | None, slice: Mapping[str, str]) -> list[RemoveA
     ]
 
 
+def _live_paths(delta: DeltaTable) -> set[str]:
+    """Return the data files of a version, relative to the table, not URL-encoded."""
+    actions = pa.table(delta.get_add_actions(flatten=True))
+    return {urllib.parse.unquote(path) for path in actions["path"].to_pylist()}
+
+
 def _merge(wanted: Contract, old: pa.Table, new: pa.Table) -> pa.Table:
     keys = list(wanted.key)
     # Arrow joins no tables with list columns: join the keys alone, then take the rows.
@@ -440,11 +480,11 @@ def _order(wanted: Contract) -> list[tuple[str, str]]:
     return [(k, "ascending") for k in first + rest]
 
 
-def _expression(where: Where | None) -> ds.Expression | None:
+def _expression(wanted: Contract, where: Where | None) -> ds.Expression | None:
     rule: ds.Expression | None = None
     for name, value in (where or {}).items():
         if _is_list(value):
-            part = ds.field(name).isin(pa.array(list(value)))
+            part = ds.field(name).isin(pa.array(list(value), type=wanted.column(name).type))
         else:
             part = ds.field(name) == pc.scalar(value)
         rule = _and(rule, part)

@@ -1,3 +1,4 @@
+import contextlib
 import datetime as dt
 import multiprocessing
 import pickle
@@ -7,6 +8,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -131,6 +133,63 @@ def test_a_key_that_stands_in_two_files_is_refused_and_both_are_removed(root):
     assert files_on_disk(root) == []
 
 
+def test_a_key_that_was_written_twice_to_one_file_is_refused(root):
+    writer = root.tables.writer(NAME, {"reference_set": "x"}, "c1")
+    writer.write(members([1]))
+    writer.write(members([1]))
+    with pytest.raises(ContractViolation, match="1 rows repeat a key"):
+        root.tables.commit(
+            NAME, writer.close(), slice={"reference_set": "x"}, inputs={}, job="test"
+        )
+    assert files_on_disk(root) == []
+
+
+def test_a_null_where_none_may_be_is_told_with_its_row(root):
+    rows = {"reference_set": ["x"], "sample_row": pa.array([None], pa.int64()), "role": ["trusted"]}
+    with pytest.raises(ContractViolation, match=r"sample_row must not be null in 1 of 1 rows"):
+        root.tables.commit(
+            NAME, pa.table(rows), slice={"reference_set": "x"}, inputs={}, job="test"
+        )
+    assert files_on_disk(root) == []
+
+
+def land_and_then(monkeypatch, tables, error):
+    """Let the next commit land and then raise, once."""
+    original, raised = tables._log, []
+
+    def log(self, *arguments):
+        version = original(self, *arguments)
+        if not raised:
+            raised.append(True)
+            raise error
+        return version
+
+    monkeypatch.setattr(tables, "_log", log)
+
+
+def test_a_commit_that_landed_but_was_reported_failed_keeps_its_files(root, monkeypatch):
+    land_and_then(monkeypatch, type(root.tables), CommitFailedError("timed out"))
+    done = commit(root, [1, 2])
+    assert (done.version, done.written, done.unchanged) == (0, 2, 0)
+    assert rows_of(root) == [1, 2]
+    assert commit(root, [1, 2]).unchanged == 2
+    assert rows_of(root) == [1, 2]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), CommitFailedError("timed out")])
+def test_an_upsert_that_landed_before_it_was_stopped_keeps_its_files(root, monkeypatch, error):
+    root.tables.upsert("ingest_batches", batch("a", 0), job="test")
+    land_and_then(monkeypatch, type(root.tables), error)
+    with contextlib.suppress(KeyboardInterrupt):
+        root.tables.upsert("ingest_batches", batch("b", 1), job="test")
+    assert root.tables.read("ingest_batches")["ingest_batch"].to_pylist() == ["a", "b"]
+
+
+def test_membership_of_nothing_is_no_rows(root):
+    commit(root, [1, 2])
+    assert rows_of(root, sample_row=[]) == rows_of(root, reference_set=[]) == []
+
+
 def test_files_of_several_writers_become_visible_in_one_commit(root):
     files = []
     for start in (0, 10):
@@ -213,6 +272,46 @@ def test_excluded_samples_are_left_out_of_every_read(root, make_batch, images):
     assert root.tables.open("samples").read(exclude=False).num_rows == 3
 
 
+def exclude(root, sample_id):
+    row = {"sample_id": sample_id, "excluded_at": dt.datetime.now(dt.UTC), "why": "asked"}
+    root.tables.upsert("exclusions", contract("exclusions").table([row]), job="test")
+
+
+def test_a_take_down_by_another_process_is_obeyed_by_the_next_read(root, make_batch, images):
+    samples = make_batch(root, "b", images(3, side=8))
+    commit(root, samples["sample_row"].to_pylist())
+    other = Root.open(root.path)
+    assert len(rows_of(other)) == other.tables.read("samples").num_rows == 3
+    exclude(root, samples["sample_id"][1].as_py())
+    assert len(rows_of(other)) == other.tables.read("samples").num_rows == 2
+    # The same bytes come in again, in another batch.
+    again = make_batch(root, "c", images(3, side=8))
+    commit(root, again["sample_row"].to_pylist(), "y")
+    assert rows_of(other, reference_set="y") == [again["sample_row"][i].as_py() for i in (0, 2)]
+
+
+@pytest.mark.parametrize("taken_down_first", [False, True])
+def test_facts_of_a_take_down_stay_hidden_when_it_leaves_its_source(
+    root, make_batch, images, taken_down_first
+):
+    samples = make_batch(root, "b", images(3, side=8))
+    rows, gone = samples["sample_row"].to_pylist(), samples["sample_id"][1].as_py()
+    commit(root, rows)
+    if taken_down_first:
+        exclude(root, gone)
+    root.tables.commit(
+        "samples",
+        samples.filter(pa.array([True, False, True])),
+        slice={"ingest_batch": "b"},
+        inputs={"left": 1},
+        job="test",
+    )
+    if not taken_down_first:
+        exclude(root, gone)
+    assert rows_of(root) == [rows[0], rows[2]]
+    assert root.tables.open("samples", 0).excluded_sample_rows() == {rows[1]}
+
+
 def _commit_many(path, worker):
     root = Root.open(path)
     for number in range(4):
@@ -235,8 +334,6 @@ def test_concurrent_writers_lose_nothing(root):
 
 def test_writers_on_different_machines_meet_in_the_log(root, monkeypatch):
     """Without the machine's own lock, delta-rs refuses the loser and the retry heals it."""
-    import contextlib
-
     tables = type(root.tables)
     monkeypatch.setattr(tables, "_commit_lock", lambda self, name: contextlib.nullcontext())
     commit(root, [1], "x")
@@ -254,8 +351,6 @@ def test_writers_on_different_machines_meet_in_the_log(root, monkeypatch):
 
 
 def test_two_first_commits_of_one_slice_do_not_both_stay(root, monkeypatch):
-    import contextlib
-
     tables = type(root.tables)
     monkeypatch.setattr(tables, "_commit_lock", lambda self, name: contextlib.nullcontext())
     commit(root, [1], "other")
