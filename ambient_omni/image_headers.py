@@ -5,6 +5,7 @@ Pillow is not asked: its WebP reader allocates the whole canvas to tell the size
 RFC 9649 (WebP).
 """
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 # Start-of-frame markers: C0..CF without DHT (C4), JPG (C8) and DAC (CC).
 _JPEG_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SOS, _EOI = 0xDA, 0xD9
+# Inside entropy-coded data FF is always followed by 00 or RSTn; FF may fill up before a marker.
+_JPEG_NEXT_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 # Markers that stand alone, without a length: TEM, RST0..RST7, SOI.
 _JPEG_STANDALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 
@@ -93,8 +97,11 @@ def check_complete(data: bytes, image_format: str) -> None:
 
 
 def num_jpeg_scans(data: bytes) -> int:
-    """Return how many scans a JPEG has; each costs a pass over the whole image."""
-    return data.count(b"\xff\xda", max(_jpeg_first_scan(data), 0))
+    """Return how many scans a whole JPEG has; each costs a pass over the whole image.
+
+    What stands after the end of the image, such as the film of a motion photo, is not looked at.
+    """
+    return 1 + sum(marker == _SOS for marker in _jpeg_after_first_scan(data))
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
@@ -102,7 +109,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
         if marker in _JPEG_SOF:
             height, width = struct.unpack_from(">HH", data, begin + 3)
             return width, height
-        if marker == 0xDA:
+        if marker == _SOS:
             break
     raise CorruptContainer("no start-of-frame marker before the image data")
 
@@ -119,7 +126,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
         at += 1
         if marker in _JPEG_STANDALONE:
             continue
-        if marker == 0xD9:
+        if marker == _EOI:
             raise CorruptContainer("the image ends before it begins")
         yield marker, at
         (length,) = struct.unpack_from(">H", data, at)
@@ -130,20 +137,33 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 def _jpeg_first_scan(data: bytes) -> int:
     for marker, begin in _jpeg_segments(data):
-        if marker == 0xDA:
+        if marker == _SOS:
             return begin
     raise AssertionError("unreachable: the generator ends by raising")
 
 
 def _jpeg_complete(data: bytes) -> None:
     try:
-        scan = _jpeg_first_scan(data)
+        for _ in _jpeg_after_first_scan(data):
+            pass
     except (struct.error, IndexError):
-        raise TruncatedContainer("no image data") from None
-    # Inside entropy-coded data FF is always followed by 00 or RSTn, so FFD9 after the first scan
-    # is a true end of image. Bytes after it are common in the wild and harmless.
-    if data.find(b"\xff\xd9", scan) < 0:
-        raise TruncatedContainer("no end-of-image marker")
+        raise TruncatedContainer("no end-of-image marker") from None
+
+
+def _jpeg_after_first_scan(data: bytes) -> Iterator[int]:
+    """Yield the markers behind the first scan, up to the end of the image and with it.
+
+    Segments are stepped over by their length: a comment may hold what looks like an end.
+    """
+    at = _jpeg_first_scan(data)
+    marker = _SOS
+    while marker != _EOI:
+        (length,) = struct.unpack_from(">H", data, at)
+        found = _JPEG_NEXT_MARKER.search(data, at + length)
+        if found is None:
+            raise IndexError("no marker is left")
+        marker, at = data[found.end() - 1], found.end()
+        yield marker
 
 
 def _png_size(data: bytes) -> tuple[int, int]:

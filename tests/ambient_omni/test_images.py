@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
-from ambient_omni import images
+from ambient_omni import images, rng
 from ambient_omni.images import ImageLimits, ImageRejected, decode, probe
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -120,6 +120,23 @@ def test_truncated_files_stay_refused_when_another_library_told_pillow_to_be_len
 def test_bytes_after_the_end_of_the_image_are_harmless():
     data = encoded(picture(), "JPEG")
     np.testing.assert_array_equal(decode(data + b"\0" * 100), decode(data))
+
+
+def test_the_film_behind_a_motion_photo_is_not_taken_for_scans():
+    data = encoded(picture(), "JPEG")
+    film = rng.generator(0, "film").bytes(1000) + b"\xff\xda\xff\xd9" * 1000
+    np.testing.assert_array_equal(decode(data + film), decode(data))
+
+
+def test_a_comment_that_looks_like_an_end_hides_neither_scans_nor_a_cut():
+    data = encoded(picture(200, 150), "JPEG", progressive=True)
+    scan = data.rindex(b"\xff\xda")
+    comment = b"\xff\xfe\x00\x06\xff\xd9\xff\xd9"
+    whole = data[:scan] + comment + data[scan:]
+    np.testing.assert_array_equal(decode(whole), decode(data))
+    assert reason_of(whole[:-100]) == images.TRUNCATED
+    assert reason_of(data[:scan] + comment + data[scan:-2] * 500) == images.TRUNCATED
+    assert reason_of(whole[:-2] + data[scan:-2] * 500 + data[-2:]) == images.CORRUPT
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
