@@ -16,8 +16,9 @@ from schemas.errors import BadInput, TableMissing
 from schemas.ids import sample_id_of
 from schemas.root import Root
 
-# A multiple of the encoder's batch, so that cutting a shard elsewhere changes no number.
-IMAGES_PER_TASK = 512
+# Multiples of the encoder's batch, so that cutting a shard elsewhere changes no number.
+_MIN_IMAGES_PER_TASK, _MAX_IMAGES_PER_TASK, _TASK_STEP = 64, 2048, 32
+_TASKS_PER_BATCH = 32
 _MAX_CHUNK_IMAGES = 128
 _MAX_CHUNK_BYTES = 64 * 2**20  # decoded pixels held at once, beside one image
 
@@ -82,9 +83,19 @@ class ImageTask:
     num_images: int
 
 
-def image_tasks(root: Root, facts: BatchFacts, per_task: int = IMAGES_PER_TASK) -> list[ImageTask]:
-    """Cut a batch into tasks of at most `per_task` images of one shard, in row order."""
-    tasks = []
+def images_per_task(num_images: int) -> int:
+    """Return how many images a task of a batch takes at most.
+
+    A small batch is cut finely, so that cores end together and progress shows; a large one gives
+    a bounded number of files. The machine has no say: the cut is the same everywhere.
+    """
+    wanted = -(-num_images // (_TASKS_PER_BATCH * _TASK_STEP)) * _TASK_STEP
+    return min(max(wanted, _MIN_IMAGES_PER_TASK), _MAX_IMAGES_PER_TASK)
+
+
+def image_tasks(root: Root, facts: BatchFacts) -> list[ImageTask]:
+    """Cut a batch into tasks of images of one shard each, in row order."""
+    tasks, per_task = [], images_per_task(len(facts))
     for shard in pc.unique(facts.shards).to_pylist():
         rows = facts.sample_rows[pc.equal(facts.shards, shard).to_numpy()]
         for start in range(0, len(rows), per_task):

@@ -64,7 +64,7 @@ class OodModel:
         for start in range(0, len(x_ND), _CHUNK):
             part = slice(start, start + _CHUNK)
             # Two unit vectors: |a - b|^2 = 2 - 2 a.b; rounding may go a hair below 0.
-            cosines = _unit(x_ND[part]) @ self.unit_RD.T
+            cosines = unit_length(x_ND[part]) @ self.unit_RD.T
             distances = np.sqrt(np.maximum(2.0 - 2.0 * cosines, 0.0))
             self._leave_own_out(distances, sample_rows_N[part])
             nearest = np.partition(distances, self.num_neighbours - 1, axis=1)
@@ -130,7 +130,7 @@ def fit(
         components_KD=components_KD,
         variances_K=variances_K,
         residual_variance=float(max(left_over, _RESIDUAL_FLOOR * variances_K.mean())),
-        unit_RD=_unit(x_RD),
+        unit_RD=unit_length(x_RD),
         rows_R=sample_rows_R[order],
         num_neighbours=num_neighbours,
     )
@@ -157,7 +157,12 @@ def shrunk_variances(y_RK: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.where(shrunk > 0, shrunk, 1.0) if size else shrunk)
 
 
-def _unit(x_ND: NDArray[np.floating]) -> NDArray[np.float32]:
+def unit_length(x_ND: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Divide each vector by its length, float32 (N, D); a zero vector stays zero.
+
+    How active a network is says more of contrast than of content: Mueller & Hein, ICML 2025,
+    Mahalanobis++.
+    """
     x = x_ND.astype(np.float32)
     lengths = np.linalg.norm(x, axis=1, keepdims=True)
     return np.asarray(x / np.maximum(lengths, np.finfo(np.float32).tiny), np.float32)

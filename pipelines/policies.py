@@ -8,9 +8,9 @@ Shapes: N samples, L levels.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,8 +109,9 @@ class QualityRank(_Policy):
     sigma_min_rest: float | None = Field(ge=0, description="level of the rest; null: never")
 
 
-Policy = Annotated[ClassifierThreshold | FixedPerSource | QualityRank, Field(discriminator="kind")]
-_adapter: TypeAdapter[ClassifierThreshold | FixedPerSource | QualityRank] = TypeAdapter(Policy)
+AnyPolicy = ClassifierThreshold | FixedPerSource | QualityRank
+Policy = Annotated[AnyPolicy, Field(discriminator="kind")]
+_adapter: TypeAdapter[AnyPolicy] = TypeAdapter(Policy)
 
 
 def decide_by_curve(
@@ -207,7 +208,7 @@ def tie_breaks(sample_ids: Sequence[str]) -> NDArray[np.float64]:
     return np.array([hash_fraction(i, _TIE_PURPOSE) for i in sample_ids], np.float64)
 
 
-def register(root: Root, policy: ClassifierThreshold | FixedPerSource | QualityRank) -> str:
+def register(root: Root, policy: AnyPolicy) -> str:
     """Write the policy into `policies` and return its id; twice equals once."""
     row = {
         "policy_id": policy.policy_id,
@@ -220,7 +221,7 @@ def register(root: Root, policy: ClassifierThreshold | FixedPerSource | QualityR
     return policy.policy_id
 
 
-def load(root: Root, policy_id: str) -> ClassifierThreshold | FixedPerSource | QualityRank:
+def load(root: Root, policy_id: str) -> AnyPolicy:
     """Read a registered policy.
 
     Raises:
@@ -230,13 +231,13 @@ def load(root: Root, policy_id: str) -> ClassifierThreshold | FixedPerSource | Q
     if not rows:
         known = root.tables.read("policies", ["policy_id"])["policy_id"].to_pylist()
         raise TableMissing(f"no policy {policy_id!r} is registered (there are: {known})")
-    policy = parse(rows[0]["parameters"])
+    policy = _adapter.validate_json(rows[0]["parameters"])
     return policy.model_copy(update={"name": rows[0]["name"]})
 
 
-def parse(text: str) -> ClassifierThreshold | FixedPerSource | QualityRank:
-    """Read a policy from its JSON parameters."""
-    return _adapter.validate_json(text)
+def from_values(values: Mapping[str, Any]) -> AnyPolicy:
+    """Build a policy from plain values; pydantic's ValidationError names what is wrong."""
+    return _adapter.validate_python(dict(values))
 
 
 def _badness(scores: NDArray[np.float64], direction: Direction) -> NDArray[np.float64]:

@@ -22,7 +22,13 @@ from pipelines.measures import (
     read_scores,
     scores_slice,
 )
-from pipelines.policies import ClassifierThreshold, Decisions, FixedPerSource, QualityRank
+from pipelines.policies import (
+    AnyPolicy,
+    ClassifierThreshold,
+    Decisions,
+    FixedPerSource,
+    QualityRank,
+)
 from pipelines.slices import Target
 from schemas.errors import AnnotationMissing, BadInput, TableMissing
 from schemas.ids import canonical_hash
@@ -32,8 +38,6 @@ JOB = "annotate"
 TABLE = "noise_annotations"
 _TRUSTED_BATCHES = ("reference", "evaluation")
 _FOREIGN = "foreign"
-
-AnyPolicy = ClassifierThreshold | FixedPerSource | QualityRank
 
 
 def annotate(root: Root, batch: str, policy: AnyPolicy, *, dry_run: bool = False) -> JobReport:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipelines.batches import BatchFacts, open_batch
 from pipelines.encoders import EncoderConfig
 from pipelines.job import JobReport
-from pipelines.ood import OodModel, fit
+from pipelines.ood import OodModel, fit, unit_length
 from pipelines.slices import Target, Writers, run_slices
 from pipelines.spark import SparkSettings
 from schemas.errors import TableMissing
@@ -185,7 +185,7 @@ def _fit(root: Root, members: NDArray[np.int64], config: OodConfig) -> OodModel:
     }
     table = root.tables.open(EMBEDDINGS).read(["sample_row", "embedding"], where)
     return fit(
-        _matrix(table["embedding"].combine_chunks()),
+        unit_length(_matrix(table["embedding"].combine_chunks())),
         table["sample_row"].to_numpy(),
         max_components=config.max_components,
         num_neighbours=config.num_neighbours,
@@ -238,7 +238,7 @@ def _read_vectors(
             rows, vectors = part["sample_row"].to_numpy(), _matrix(part["embedding"])
             kept = ~np.isin(rows, gone)
             if kept.any():
-                yield rows[kept], vectors[kept]
+                yield rows[kept], unit_length(vectors[kept])
 
 
 def _matrix(lists: pa.ListArray) -> NDArray[np.float32]:

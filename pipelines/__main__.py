@@ -1,0 +1,209 @@
+"""`python -m pipelines JOB --root DIR --batch B`: one job on one batch, also under spark-submit."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from pipelines.job import JobReport
+from pipelines.spark import SparkSettings
+from schemas.errors import AmbientOmniError
+from schemas.root import Root
+
+Config = TypeVar("Config", bound=BaseModel)
+
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one job; return its exit code."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], JobReport] = options.run
+    try:
+        report = run(options)
+    except AmbientOmniError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; nothing half done is visible, run the same command to go on\n")
+        return _INTERRUPTED
+    sys.stdout.write(_dry_line(report) if options.dry_run else report.line())
+    sys.stdout.write("\n")
+    return 0
+
+
+def _dry_line(report: JobReport) -> str:
+    todo = report.read - report.unchanged
+    return f"{report.job} {report.batch}: would do {todo} of {report.read}, the rest is current"
+
+
+def _ingest(options: argparse.Namespace) -> JobReport:
+    from pipelines.ingest import IngestConfig, ingest
+
+    config = _config(options, IngestConfig)
+    if options.dry_run:
+        from pipelines.ingest.source import open_source
+
+        kind = open_source(options.source, config).kind
+        sys.stdout.write(f"{options.source} is a {kind}; settings: {config.model_dump_json()}\n")
+        return JobReport("ingest", options.batch)
+    root = Root.create(options.root)
+    return ingest(root, options.batch, options.source, config, role=options.role)
+
+
+def _references(options: argparse.Namespace) -> JobReport:
+    from pipelines.references import define_reference_sets
+
+    root = Root.open(options.root)
+    if options.dry_run:
+        samples = root.tables.read("samples", ["sample_row"], {"ingest_batch": options.batch})
+        return JobReport("references", options.batch, read=samples.num_rows)
+    return define_reference_sets(
+        root,
+        options.batch,
+        validation_fraction=options.validation_fraction,
+        evaluation_batch=options.evaluation_batch,
+    )
+
+
+def _score(options: argparse.Namespace) -> JobReport:
+    from pipelines.jobs.score import ScoreConfig, score
+
+    config = _config(options, ScoreConfig)
+    return score(
+        Root.open(options.root),
+        options.batch,
+        config,
+        settings=_spark(options),
+        dry_run=options.dry_run,
+    )
+
+
+def _ood(options: argparse.Namespace) -> JobReport:
+    from pipelines.jobs.ood import OodConfig, ood
+
+    root, config = Root.open(options.root), _config(options, OodConfig)
+    return ood(
+        root,
+        options.batch,
+        options.reference_set,
+        config,
+        settings=_spark(options),
+        dry_run=options.dry_run,
+    )
+
+
+def _pack(options: argparse.Namespace) -> JobReport:
+    from ambient_omni.transforms import Transform
+    from pipelines.jobs.pack import build_pack
+
+    transform = _config(options, Transform)
+    return build_pack(
+        Root.open(options.root),
+        options.batch,
+        transform,
+        settings=_spark(options),
+        dry_run=options.dry_run,
+    )
+
+
+def _curves(options: argparse.Namespace) -> JobReport:
+    from pipelines.jobs.curves import curves
+
+    root = Root.open(options.root)
+    return curves(
+        root,
+        options.batch,
+        options.classifier_id,
+        settings=_spark(options),
+        dry_run=options.dry_run,
+    )
+
+
+def _annotate(options: argparse.Namespace) -> JobReport:
+    from pipelines import policies
+    from pipelines.jobs.annotate import annotate
+    from pipelines.policy_files import policy_from_file
+
+    root = Root.open(options.root)
+    if options.policy_id is not None:
+        policy = policies.load(root, options.policy_id)
+    else:
+        policy = policy_from_file(root, options.policy, options.freeze_on or [options.batch])
+    report = annotate(root, options.batch, policy, dry_run=options.dry_run)
+    sys.stdout.write(f"policy {policy.policy_id}\n")
+    return report
+
+
+def _spark(options: argparse.Namespace) -> SparkSettings:
+    return SparkSettings(master=options.master)
+
+
+def _config(options: argparse.Namespace, kind: type[Config]) -> Config:
+    if options.config is None:
+        return kind()
+    from ambient_omni.config import load_config
+
+    return load_config(options.config, kind)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines",
+        description="Jobs that fill the tables, one batch at a time. A job that is run again "
+        "does only what is missing or stale. Also starts under spark-submit.",
+    )
+    jobs = parser.add_subparsers(title="jobs", required=True, metavar="JOB")
+    ingest = _job(jobs, "ingest", _ingest, "bring images in as one batch", config=True)
+    ingest.add_argument("--source", required=True, help="folder, .tar shards or URL list")
+    ingest.add_argument("--role", default="pool", choices=("pool", "reference", "evaluation"))
+    references = _job(
+        jobs, "references", _references, "divide a reference batch into trusted and validation"
+    )
+    references.add_argument("--validation-fraction", type=float, default=0.2)
+    references.add_argument("--evaluation-batch", help="batch that only reports may look at")
+    _job(jobs, "score", _score, "scores and embeddings, one decoding pass", config=True, spark=True)
+    ood = _job(jobs, "ood", _ood, "distance to a reference set", config=True, spark=True)
+    ood.add_argument("--reference-set", default="trusted")
+    _job(jobs, "pack", _pack, "pixels for training under one transform", config=True, spark=True)
+    curves = _job(jobs, "curves", _curves, "what a noise classifier says", spark=True)
+    curves.add_argument("--classifier-id", required=True)
+    annotate = _job(jobs, "annotate", _annotate, "levels under a policy; touches no pixel")
+    policy = annotate.add_mutually_exclusive_group(required=True)
+    policy.add_argument("--policy", type=Path, help="YAML file of a policy")
+    policy.add_argument("--policy-id", help="a policy that is registered already")
+    annotate.add_argument(
+        "--freeze-on",
+        nargs="+",
+        metavar="BATCH",
+        help="batches that a quality_rank's border is frozen on (default: --batch)",
+    )
+    return parser
+
+
+def _job(
+    jobs: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], JobReport],
+    text: str,
+    *,
+    config: bool = False,
+    spark: bool = False,
+) -> argparse.ArgumentParser:
+    job = jobs.add_parser(name, help=text, description=text)
+    job.add_argument("--root", type=Path, required=True, help="folder of the project")
+    job.add_argument("--batch", required=True, help="name of the ingest batch")
+    job.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
+    if config:
+        job.add_argument("--config", type=Path, help="YAML file of the job's settings")
+    if spark:
+        job.add_argument("--master", help="Spark master URL (default: this machine)")
+    job.set_defaults(run=run)
+    return job
+
+
+if __name__ == "__main__":
+    sys.exit(main())

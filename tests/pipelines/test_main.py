@@ -1,0 +1,107 @@
+import pytest
+
+from pipelines.__main__ import main
+from pipelines.scorers.classical import CLASSICAL
+
+RANK = """
+kind: quality_rank
+column: sharpness
+good_fraction: 0.5
+sigma_min_rest: 1.5
+noise_space: pixel:32x32:lanczos:center:pm1
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, images):
+    from PIL import Image
+
+    source = tmp_path / "source"
+    source.mkdir()
+    for number, image in enumerate(images(6)):
+        Image.fromarray(image).save(source / f"{number}.png")
+    return source
+
+
+def run(capsys, *words):
+    code = main([str(word) for word in words])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_a_batch_goes_from_a_folder_to_levels_by_command(spark, tmp_path, folder, capsys):
+    where = ("--root", tmp_path / "root", "--batch", "b1")
+    (tmp_path / "score.yaml").write_text("encoder: {resolution: 32}\n")
+    (tmp_path / "policy.yaml").write_text(RANK)
+    commands = [
+        ("ingest", *where, "--source", folder),
+        ("score", *where, "--config", tmp_path / "score.yaml"),
+        ("pack", *where),
+        ("annotate", *where, "--policy", tmp_path / "policy.yaml"),
+    ]
+    for command in commands:
+        code, out, err = run(capsys, *command)
+        assert code == 0, err
+        assert f"{command[0]} b1: read 6, written 6, unchanged 0" in out
+    for command in commands:
+        code, out, _ = run(capsys, *command)
+        assert (code, "written 0, unchanged 6" in out) == (0, True)
+
+
+def test_a_dry_run_says_how_much_there_is_to_do(spark, tmp_path, folder, capsys):
+    where = ("--root", tmp_path / "root", "--batch", "b1")
+    run(capsys, "ingest", *where, "--source", folder)
+    code, out, _ = run(capsys, "score", *where, "--dry-run")
+    assert (code, out) == (0, "score b1: would do 6 of 6, the rest is current\n")
+    assert not (tmp_path / "root" / "tables" / "scores").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("score",), "b1' has no samples; run ingest"),
+        (("ood",), "b1' has no samples; run ingest"),
+        (("pack",), "b1' has no samples; run ingest"),
+        (("annotate", "--policy-id", "x"), "no policy 'x' is registered"),
+        (("annotate", "--policy", "/nowhere.yaml"), "cannot read the policy /nowhere.yaml"),
+        (("score", "--config", "/nowhere.yaml"), "cannot read the config /nowhere.yaml"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_exit_code_two(root, capsys, words, said):
+    code, out, err = run(capsys, *words, "--root", root.path, "--batch", "b1")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1, 2]", "must be a mapping"),
+        ("kind: nonsense\n", "nonsense"),
+        ("kind: fixed_per_source\nnoise_space: s\nlevels: {web: -1}\n", "no sigma"),
+        ("kind: quality_rank\ncolumn: sharpness\n", "missing"),
+        (RANK, f"no scores/classical of version {CLASSICAL.version}"),
+        ("kind: classifier_threshold\nclassifier_id: c9\n", "no noise classifier 'c9'"),
+    ],
+)
+def test_a_policy_that_cannot_be_used_says_why(
+    root, make_batch, images, tmp_path, capsys, text, said
+):
+    make_batch(root, "b1", images(2))
+    (tmp_path / "p.yaml").write_text(text)
+    words = ("annotate", "--root", root.path, "--batch", "b1", "--policy", tmp_path / "p.yaml")
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_help_names_every_job(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    for job in ("ingest", "references", "score", "ood", "pack", "curves", "annotate"):
+        assert job in out
