@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     except KeyboardInterrupt as stop:
-        sys.stderr.write(f"{stop or 'stopped; run the same command again to go on'}\n")
+        sys.stderr.write(f"{str(stop) or 'stopped; run the same command again to go on'}\n")
         return _INTERRUPTED
     sys.stdout.write(answer + "\n")
     return 0

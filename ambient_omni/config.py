@@ -29,7 +29,7 @@ class NetworkConfig(_Frozen):
         default=4, ge=1, description="Side of the square of pixels that is one position."
     )
     widths: tuple[int, ...] = Field(
-        default=(128, 256), min_length=1, description="Channels per scale."
+        default=(64, 128), min_length=1, description="Channels per scale."
     )
     layers_per_block: int = Field(default=1, ge=1, description="Residual blocks per scale.")
     attention: bool = Field(default=True, description="Self-attention at the coarsest scale.")

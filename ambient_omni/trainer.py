@@ -420,7 +420,11 @@ def _share(batch_size: int, accelerator: Accelerator) -> range:
 def _accelerator(run: RunRecord) -> Accelerator:
     logging_to = "tensorboard" if run.config.tensorboard else None
     accelerator = Accelerator(
-        mixed_precision=run.config.precision, log_with=logging_to, project_dir=run.folder
+        # Said aloud: without it, processes on a machine without a GPU would not find each other.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=run.config.precision,
+        log_with=logging_to,
+        project_dir=run.folder,
     )
     if logging_to:
         accelerator.init_trackers("tensorboard")

@@ -1,5 +1,7 @@
 """A root with everything that training reads, made without Spark: tiny, real, written for real."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,12 @@ def define_set(root, name, rows):
     part = {"reference_set": name}
     inputs = {"rows": [int(row) for row in rows]}
     root.tables.commit("reference_sets", table, slice=part, inputs=inputs, job="tests")
+
+
+@pytest.fixture
+def tiny():
+    """What `trainable` is made with, for tests that need one more batch."""
+    return SimpleNamespace(annotate=annotate, build_pack=build_pack, define_set=define_set)
 
 
 @pytest.fixture

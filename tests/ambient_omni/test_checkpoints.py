@@ -1,0 +1,120 @@
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from ambient_omni import checkpoints, rng
+from schemas.errors import CheckpointRefused
+
+
+def write(folder, step=1, space="a"):
+    tensors = {"weight": torch.arange(6.0).reshape(2, 3)}
+    return checkpoints.save(folder, step, {"model": tensors}, {"noise_space": space}, {"x": 1})
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    found = checkpoints.load(write(tmp_path), {"noise_space": "a"})
+    assert (found.step, found.state, found.parents) == (1, {"x": 1}, {"noise_space": "a"})
+    assert torch.equal(found.tensors("model")["weight"], torch.arange(6.0).reshape(2, 3))
+
+
+def test_tensors_of_any_memory_format_and_of_no_dimension_survive(tmp_path):
+    tensors = {
+        "image": rng.torch_normal((2, 3, 4, 4), 0, "t").to(memory_format=torch.channels_last),
+        "step": torch.tensor(7.0),
+    }
+    loaded = checkpoints.load(checkpoints.save(tmp_path, 1, {"g": tensors}, {}, {})).tensors("g")
+    assert all(torch.equal(tensors[name], loaded[name]) for name in tensors)
+
+
+def test_another_noise_space_is_refused(tmp_path):
+    with pytest.raises(CheckpointRefused, match="noise_space 'a', not 'b'"):
+        checkpoints.load(write(tmp_path), {"noise_space": "b"})
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    file = write(tmp_path) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(CheckpointRefused, match="truncated"):
+        checkpoints.load(file.parent)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    path = write(tmp_path)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(CheckpointRefused, match="0 of"):
+        checkpoints.load(path)
+
+
+def test_an_altered_file_of_the_same_size_is_refused(tmp_path):
+    file = write(tmp_path) / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointRefused, match="altered"):
+        checkpoints.load(file.parent)
+
+
+def test_a_damaged_state_file_is_refused(tmp_path):
+    path = write(tmp_path)
+    (path / "state.json").write_text('{"step": 1')
+    with pytest.raises(CheckpointRefused, match="damaged"):
+        checkpoints.load(path)
+
+
+def test_a_pickle_is_refused_and_never_opened(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("the pickle was opened",))
+
+    file = tmp_path / "model.pt"
+    file.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(CheckpointRefused, match="pickled"):
+        checkpoints.load(file)
+    with pytest.raises(CheckpointRefused, match="no checkpoint folder"):
+        checkpoints.load(tmp_path)
+
+
+def test_a_save_that_died_halfway_is_not_seen_and_is_cleaned_up(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_flush", lambda path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write(tmp_path, 2)
+    assert [path.name for path in checkpoints.steps(tmp_path)] == ["step-00000001"]
+    checkpoints.prune(tmp_path, ["step-00000001"])
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_pruning_keeps_what_is_named(tmp_path):
+    for step in range(5):
+        write(tmp_path, step)
+    checkpoints.prune(tmp_path, ["step-00000004", "step-00000001"])
+    assert [path.name for path in checkpoints.steps(tmp_path)] == ["step-00000004", "step-00000001"]
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    with pytest.raises(CheckpointRefused, match="does not fit the network"):
+        checkpoints.load_into(nn.Linear(2, 2), {"weight": torch.zeros(3, 3)}, tmp_path)
+
+
+def test_an_optimizer_goes_on_as_if_it_had_not_been_saved(tmp_path):
+    def step(module, optimizer):
+        module(torch.ones(1, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with rng.torch_seeded(0, "test"):
+        first, second = nn.Linear(3, 2), nn.Linear(3, 2)
+    make = {"lr": 0.1, "fused": True}
+    one = torch.optim.AdamW(first.parameters(), **make)
+    step(first, one)
+    groups = {"o": checkpoints.optimizer_tensors(one)}
+    loaded = checkpoints.load(checkpoints.save(tmp_path, 1, groups, {}, {}))
+    second.load_state_dict(first.state_dict())
+    other = torch.optim.AdamW(second.parameters(), **make)
+    checkpoints.load_optimizer(other, loaded.tensors("o"))
+    step(first, one)
+    step(second, other)
+    assert torch.equal(first.weight, second.weight)

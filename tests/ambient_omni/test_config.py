@@ -1,0 +1,67 @@
+import pytest
+from pydantic import ValidationError
+
+from ambient_omni.config import TrainConfig, load_config, resolved
+from schemas.errors import BadInput
+
+SMALLEST = {"policy_id": "p", "batches": ["b"]}
+
+
+def written(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_config_needs_a_policy_and_batches_and_the_rest_has_defaults(tmp_path):
+    config = load_config(written(tmp_path, "policy_id: p\nbatches: [b]\n"), TrainConfig)
+    assert config == TrainConfig.model_validate(SMALLEST)
+    assert TrainConfig.model_validate_json(resolved(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("policy_id: p\nbatches: [b]\nbatchsize: 3\n", "batchsize: Extra inputs"),
+        ("policy_id: p\nbatches: []\n", "batches: Tuple should have at least 1 item"),
+        ("batches: [b]\n", "policy_id: Field required"),
+        ("policy_id: p\nbatches: [b]\noptimizer: {learning_rate: -1}\n", "optimizer.learning_rate"),
+        ("[1, 2]\n", "must be a mapping"),
+        ("a: [\n", "cannot read the config"),
+    ],
+)
+def test_a_bad_config_is_one_line_that_names_the_setting(tmp_path, text, said):
+    with pytest.raises(BadInput) as caught:
+        load_config(written(tmp_path, text), TrainConfig)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(BadInput, match=r"none\.yaml"):
+        load_config(tmp_path / "none.yaml", TrainConfig)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"transform": {"resolution": 30}},
+        {"network": {"widths": [20]}},
+        {"held_out": {"sigmas": [0.1, 0.1]}},
+        {"held_out": {"sigmas": [0.0]}},
+        {"objective": "other"},
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(bad):
+    with pytest.raises(ValidationError):
+        TrainConfig.model_validate({**SMALLEST, **bad})
+
+
+def test_configs_are_frozen():
+    config = TrainConfig.model_validate(SMALLEST)
+    with pytest.raises(ValidationError):
+        config.seed = 1
+
+
+def test_the_budget_is_rounded_up_to_whole_steps():
+    assert TrainConfig(**SMALLEST, num_images=129, batch_size=128).num_steps == 2
