@@ -26,7 +26,7 @@ from pipelines.ingest.items import (
     UNREADABLE,
     ListedItem,
 )
-from schemas.errors import BadInput
+from schemas.errors import BadInput, IngestIncomplete
 from schemas.ids import sample_id_of
 
 CHUNK_ITEMS = 64
@@ -147,15 +147,30 @@ def run_chunks(
 
 
 def run_isolated(work: Callable[[Any], list[Verdict]], chunk: Sequence[Any]) -> list[Verdict]:
-    """Run a chunk in a process of its own, halving it until the item that kills it stands alone."""
-    try:
-        with _pool(1) as pool:
+    """Run a chunk in a process of its own, halving it until the item that kills it stands alone.
+
+    Raises:
+        IngestIncomplete: no process can be started, which is no image's fault.
+    """
+    with _pool(1) as pool:
+        _require_start(pool)
+        try:
             return pool.submit(work, chunk).result()
-    except BrokenProcessPool:
-        if len(chunk) == 1:
-            return [Verdict(reason=DECODER_DIED, detail="the process ended while decoding it")]
+        except BrokenProcessPool:
+            if len(chunk) == 1:
+                return [Verdict(reason=DECODER_DIED, detail="the process ended while decoding it")]
     middle = len(chunk) // 2
     return run_isolated(work, chunk[:middle]) + run_isolated(work, chunk[middle:])
+
+
+def _require_start(pool: ProcessPoolExecutor) -> None:
+    try:
+        pool.submit(os.getpid).result()
+    except BrokenProcessPool as error:
+        raise IngestIncomplete(
+            "processes that verify images end as soon as they start; set num_workers to 1, or, "
+            'where a script calls ingest, do so under `if __name__ == "__main__":`'
+        ) from error
 
 
 def _verify_chunk(
@@ -204,6 +219,6 @@ def _imagehash() -> Any:
         import imagehash
     except ImportError as error:
         raise BadInput(
-            f"ingest needs imagehash ({error}); pip install 'ambient-omni[spark]'"
+            f"ingest needs imagehash ({error}); pip install 'ambient-omni[ingest]'"
         ) from error
     return imagehash

@@ -8,8 +8,8 @@ from PIL import Image
 from ambient_omni import rng
 from pipelines.ingest import IngestConfig, ingest, verify
 from pipelines.ingest.items import ListedItem
-from schemas.errors import BadInput
-from tests.data.dying_worker import double_or_die
+from schemas.errors import BadInput, IngestIncomplete
+from tests.data.dying_worker import die, double_or_die
 from tests.data.pictures import attempts, encoded, put, samples
 
 QUIET = IngestConfig(show_progress=False)
@@ -59,7 +59,13 @@ def test_an_item_that_ends_its_process_is_rejected_alone():
     assert found == [[2, 4], [6, "decoder_died", 8], [10], [12, 14], [16]]
 
 
+def test_processes_that_cannot_start_are_an_error_and_no_fault_of_the_images(monkeypatch):
+    monkeypatch.setattr(verify, "_start_worker", die)
+    with pytest.raises(IngestIncomplete, match="set num_workers to 1"):
+        list(verify.run_chunks(double_or_die, [[1, 2], [3]], 1))
+
+
 def test_without_imagehash_one_line_names_the_extra(root, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "imagehash", None)
-    with pytest.raises(BadInput, match=r"pip install 'ambient-omni\[spark\]'"):
+    with pytest.raises(BadInput, match=r"pip install 'ambient-omni\[ingest\]'"):
         ingest(root, "b", put(tmp_path / "in/a.png", encoded(1)).parent, QUIET)
