@@ -3,9 +3,12 @@ import pytest
 
 from ambient_omni import rng
 from pipelines.encoders import EncoderConfig
+from pipelines.jobs import ood as ood_module
 from pipelines.jobs.ood import OodConfig, ood
+from pipelines.jobs.ood import measure as ood_module_measure
 from pipelines.jobs.score import ScoreConfig, score
 from pipelines.ood import OodModel, fit, shrunk_variances
+from pipelines.spark import TasksFailed
 from schemas.errors import NotEnoughReferences, TableMissing
 from schemas.registry import contract
 
@@ -149,6 +152,41 @@ def test_foreign_images_lie_further_than_their_neighbours_and_twice_equals_once(
     assert (second.written, second.unchanged) == (0, 8)
     assert second.versions == first.versions
     assert distances(scored, "pool").equals(before)
+
+
+def _fails_after_writing(task, writers, **options):
+    ood_module_measure(task, writers, **options)
+    raise RuntimeError("this task is lost")
+
+
+def _fails_on_its_first_try(task, writers, **options):
+    from pyspark import TaskContext
+
+    ood_module_measure(task, writers, **options)
+    if TaskContext.get().attemptNumber() == 0:
+        raise RuntimeError("this try is lost")
+    return {}
+
+
+def test_lost_tries_and_lost_jobs_leave_the_rows_of_an_undisturbed_run(scored, monkeypatch):
+    monkeypatch.setattr(ood_module, "measure", _fails_after_writing)
+    with pytest.raises(TasksFailed, match="this task is lost"):
+        ood(scored, "pool", "trusted", CONFIG)
+    assert not scored.tables.exists("ood_scores")
+    assert not list(scored.work.glob("*.npz"))
+    monkeypatch.setattr(ood_module, "measure", _fails_on_its_first_try)
+    ood(scored, "pool", "trusted", CONFIG)
+    disturbed = distances(scored, "pool")
+    monkeypatch.undo()
+    slice_ = {
+        "scorer_version": CONFIG.scorer_version,
+        "reference_set": "trusted",
+        "ingest_batch": "pool",
+    }
+    nothing = disturbed.slice(0, 0)
+    scored.tables.commit("ood_scores", nothing, slice=slice_, inputs={}, job="tests")
+    ood(scored, "pool", "trusted", CONFIG)
+    assert distances(scored, "pool").equals(disturbed)
 
 
 def test_a_changed_reference_set_makes_distances_stale(scored):
