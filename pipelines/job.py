@@ -18,6 +18,7 @@ class JobReport:
         rejected: items refused, counted by reason code. Never silent, so never left out.
         versions: Delta version of each table after the job, by table name.
         seconds: wall time.
+        notes: what the caller should know or can do, a sentence each.
     """
 
     job: str
@@ -28,6 +29,7 @@ class JobReport:
     rejected: Mapping[str, int] = field(default_factory=dict)
     versions: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
     @property
     def num_rejected(self) -> int:
@@ -39,6 +41,7 @@ class JobReport:
         return asdict(self) | {
             "rejected": dict(self.rejected),
             "versions": dict(self.versions),
+            "notes": list(self.notes),
         }
 
     def line(self) -> str:
@@ -48,4 +51,5 @@ class JobReport:
         if self.rejected:
             reasons = ", ".join(f"{reason} {n}" for reason, n in sorted(self.rejected.items()))
             parts.append(f"rejected {self.num_rejected} ({reasons})")
-        return f"{name}: {', '.join(parts)} in {self.seconds:.1f} s"
+        done = f"{name}: {', '.join(parts)} in {self.seconds:.1f} s"
+        return "; ".join([done, *self.notes])

@@ -98,11 +98,12 @@ class FolderSource:
         folder = posixpath.dirname(entry.name)
         if self._config.labels_from_folders and folder:
             words = Words(words.caption, text_of(posixpath.basename(folder)))
+        path = str(self._path / entry.name)
         return ListedItem(
             key=text_of(entry.name),
-            uri=text_of(str(self._path / entry.name)),
+            uri=text_of(path),
             source=self._source_of(entry.name),
-            path=str(self._path / entry.name),
+            path=path,
             num_bytes=entry.size,
             caption=words.caption,
             label=words.label,

@@ -27,6 +27,17 @@ CONNECTION_FAILED = "connection_failed"
 DOWNLOAD_FAILED = "download_failed"
 NO_STATUS = "no_status"  # the downloader finished its shard and never spoke of this row
 
+# What may end otherwise another day. A server's "not found" or "not for you" is an answer.
+TRANSIENT_REASONS = frozenset(
+    {
+        TIMEOUT,
+        CONNECTION_FAILED,
+        DOWNLOAD_FAILED,
+        NO_STATUS,
+        *(f"http_{code}" for code in (408, 425, 429, 500, 502, 503, 504)),
+    }
+)
+
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
 
 
@@ -83,6 +94,8 @@ class Source(Protocol):
 
 def text_of(name: str) -> str:
     """Return a file name as valid text: bytes that are not UTF-8 are written as backslash codes."""
+    if name.isascii():
+        return name  # the same object: a million items name their path and uri once
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

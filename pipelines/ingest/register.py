@@ -26,7 +26,7 @@ def check_batch(root: Root, batch: str, role: str) -> None:
     Raises:
         BadInput: a name that cannot stand in a path, an unknown role, or another role than before.
     """
-    if not re.match(PARTITION_VALUE_PATTERN, batch) or batch in (".", ".."):
+    if not re.fullmatch(PARTITION_VALUE_PATTERN.strip("^$"), batch) or batch in (".", ".."):
         raise BadInput(
             f"batch name {batch!r} cannot be used; take letters, digits, '_', '.', '-', up to 128"
         )

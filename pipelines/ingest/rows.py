@@ -1,8 +1,10 @@
 """From verdicts to rows: which item is a sample, which a duplicate, and who gets which position."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import pyarrow as pa
 
@@ -10,7 +12,10 @@ from pipelines.ingest.items import ListedItem
 from pipelines.ingest.shards import ShardPlan, Stored
 from pipelines.ingest.verify import Verdict
 from schemas import ingest_attempts, samples
+from schemas.contract import Contract
 from schemas.ids import canonical_json, sample_row_of
+
+ROWS_AT_ONCE = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,20 +31,22 @@ class Sample:
         """What goes into the shard."""
         assert self.verdict.sample_id is not None
         assert self.verdict.num_bytes is not None
+        metadata = {
+            "sample_id": self.verdict.sample_id,
+            "listed_as": self.item.key,
+            "source": self.item.source,
+            "caption": self.item.caption,
+            "label": self.item.label,
+            "width": self.verdict.width,
+            "height": self.verdict.height,
+        }
+        text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
         return Stored(
             position=self.position,
             sample_id=self.verdict.sample_id,
             num_bytes=self.verdict.num_bytes,
             format=self.verdict.format,
-            metadata={
-                "sample_id": self.verdict.sample_id,
-                "listed_as": self.item.key,
-                "source": self.item.source,
-                "caption": self.item.caption,
-                "label": self.item.label,
-                "width": self.verdict.width,
-                "height": self.verdict.height,
-            },
+            metadata_bytes=text.encode("utf-8", "backslashreplace"),
         )
 
 
@@ -81,29 +88,28 @@ def attempts_table(
 ) -> pa.Table:
     """Return one `ingest_attempts` row for each item."""
     holder = {sample.verdict.sample_id: sample for sample in found}
-    rows = []
-    for item, verdict in zip(items, verdicts, strict=True):
+
+    def row(item: ListedItem, verdict: Verdict) -> dict[str, object]:
         sample = None if verdict.reason is not None else holder[verdict.sample_id]
         status = "rejected"
         if sample is not None:
             status = "stored" if sample.item is item else "duplicate"
-        rows.append(
-            {
-                "ingest_batch": batch,
-                "attempt_key": item.key,
-                "source": item.source,
-                "source_uri": item.uri,
-                "status": status,
-                "reason": verdict.reason,
-                "detail": verdict.detail,
-                "caption": item.caption,
-                "label": item.label,
-                "num_bytes": verdict.num_bytes,
-                "sample_id": verdict.sample_id,
-                "sample_row": None if sample is None else sample_row_of(ordinal, sample.position),
-            }
-        )
-    return ingest_attempts.CONTRACT.table(rows)
+        return {
+            "ingest_batch": batch,
+            "attempt_key": item.key,
+            "source": item.source,
+            "source_uri": item.uri,
+            "status": status,
+            "reason": verdict.reason,
+            "detail": verdict.detail,
+            "caption": item.caption,
+            "label": item.label,
+            "num_bytes": verdict.num_bytes,
+            "sample_id": verdict.sample_id,
+            "sample_row": None if sample is None else sample_row_of(ordinal, sample.position),
+        }
+
+    return _table(ingest_attempts.CONTRACT, map(row, items, verdicts))
 
 
 def samples_table(
@@ -115,18 +121,25 @@ def samples_table(
         for plan in plans
         for member, offset in zip(plan.members, plan.offsets, strict=True)
     }
-    return samples.CONTRACT.table(
-        [_sample_row(batch, ordinal, s, *places[s.position]) for s in found]
-    )
+    rows = (_sample_row(batch, ordinal, s, *places[s.position]) for s in found)
+    return _table(samples.CONTRACT, rows)
 
 
 def digest_of(table: pa.Table) -> str:
     """Return a hash of a table's rows, the input of their commit."""
     digest = hashlib.sha256()
-    for batch in table.to_batches(max_chunksize=10_000):
+    for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE):
         for row in batch.to_pylist():
             digest.update(canonical_json(row).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _table(contract: Contract, rows: Iterable[dict[str, object]]) -> pa.Table:
+    """Build a table piece by piece: a million rows as dictionaries are a gigabyte."""
+    schema, left, parts = contract.arrow_schema, iter(rows), [contract.empty()]
+    while piece := list(islice(left, ROWS_AT_ONCE)):
+        parts.append(pa.Table.from_pylist(piece, schema=schema))
+    return pa.concat_tables(parts)
 
 
 def _sample_row(

@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ambient_omni.progress import progress
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.items import ListedItem, Source
 from pipelines.ingest.register import check_batch, register
+from pipelines.ingest.retry import write_retry_list
 from pipelines.ingest.rows import (
     Sample,
     assign_positions,
@@ -62,6 +63,7 @@ def ingest(
     started = time.monotonic()
     check_batch(root, batch, role)
     with root.lock(JOB, batch):
+        check_batch(root, batch, role)  # whoever held the lock may have registered it
         _refuse_root_inside(root, source)
         opened = open_source(source, config)
         signature = f"{opened.kind}:{opened.uri}:{opened.signature}:{config.content_hash()}"
@@ -72,7 +74,7 @@ def ingest(
             written, unchanged = facts["written"], facts["num_samples"] - facts["written"]
         else:
             written, unchanged = 0, facts["num_samples"]
-        shutil.rmtree(_work(root, batch), ignore_errors=True)
+        _clean(root, batch)
     return JobReport(
         job=JOB,
         batch=batch,
@@ -82,6 +84,7 @@ def ingest(
         rejected=facts["rejected"],
         versions=root.tables.versions(TABLES),
         seconds=time.monotonic() - started,
+        notes=tuple(facts.get("notes", ())),
     )
 
 
@@ -95,19 +98,20 @@ def _ingest(
     root: Root, batch: str, source: Source, config: IngestConfig, role: str
 ) -> dict[str, Any]:
     items = source.items(_work(root, batch))
+    if not items:
+        raise BadInput(f"{source.uri} holds no image; name another source")
     verdicts = verify_all(items, config)
     rejected = Counter(v.reason for v in verdicts if v.reason is not None)
-    if sum(rejected.values()) == len(items):
-        raise BadInput(_all_rejected(source, items, verdicts, rejected))
     known, next_position = _positions(root, batch)
+    if sum(rejected.values()) == len(items):
+        _note_failure(root, batch, items, verdicts, known)
+        raise BadInput(_all_rejected(source, items, verdicts, rejected, known))
     found = assign_positions(items, verdicts, known, next_position)
     plans = _store(root, batch, found, config)
     ordinal = register(root, batch, role, source)
-    attempts = attempts_table(batch, ordinal, items, verdicts, found)
-    rows = samples_table(batch, ordinal, found, plans)
     # Samples last: where a sample is seen, the attempt that brought it is seen too.
-    _commit(root, batch, "ingest_attempts", attempts)
-    commit = _commit(root, batch, "samples", rows)
+    _commit(root, batch, "ingest_attempts", attempts_table(batch, ordinal, items, verdicts, found))
+    commit = _commit(root, batch, "samples", samples_table(batch, ordinal, found, plans))
     return {
         "num_items": len(items),
         "num_samples": len(found),
@@ -115,7 +119,22 @@ def _ingest(
         "rejected": dict(sorted(rejected.items())),
         "next_position": max(next_position, found[-1].position + 1),
         "fingerprints": _fingerprints(root, batch),
+        "notes": write_retry_list(_retry_list(root, batch, source), items, verdicts, config),
     }
+
+
+def _note_failure(
+    root: Root,
+    batch: str,
+    items: Sequence[ListedItem],
+    verdicts: Sequence[Verdict],
+    known: Mapping[str, int],
+) -> None:
+    """Keep what was tried, unless the batch holds images of an earlier, better day."""
+    if not known:
+        attempts = attempts_table(batch, 0, items, verdicts, ())
+        _commit(root, batch, "ingest_attempts", attempts)
+    _clean(root, batch)  # or the next run would take failed downloads for finished ones
 
 
 def _store(
@@ -156,10 +175,15 @@ def _positions(root: Root, batch: str) -> tuple[dict[str, int], int]:
         rows = root.tables.open("samples").read(
             ["sample_id", "sample_row"], {"ingest_batch": batch}, exclude=False
         )
-        for row in rows.to_pylist():
-            known[row["sample_id"]] = split_sample_row(row["sample_row"])[1]
+        columns = rows["sample_id"].to_pylist(), rows["sample_row"].to_pylist()
+        known = {i: split_sample_row(row)[1] for i, row in zip(*columns, strict=True)}
     given = _read_manifest(root, batch).get("next_position", 0)
-    return known, max([given, *(position + 1 for position in known.values())])
+    free = max(known.values(), default=-1) + 1
+    if free > given:
+        # The run that gave them was stopped before it noted so. Now is the time: an image that
+        # leaves in this run takes its position out of the table.
+        write_json(_manifest(root, batch), {"next_position": free})
+    return known, max(given, free)
 
 
 def _unchanged(root: Root, batch: str, signature: str) -> dict[str, Any] | None:
@@ -191,8 +215,17 @@ def _read_manifest(root: Root, batch: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _retry_list(root: Root, batch: str, source: Source) -> Path:
+    # Named as the list itself: the name is the source that its images are said to come from.
+    return root.shards / batch / "retry" / f"{Path(source.uri).stem}.jsonl"
+
+
 def _work(root: Root, batch: str) -> Path:
     return root.work / "ingest" / batch
+
+
+def _clean(root: Root, batch: str) -> None:
+    shutil.rmtree(_work(root, batch), ignore_errors=True)
 
 
 def _all_rejected(
@@ -200,10 +233,12 @@ def _all_rejected(
     items: Sequence[ListedItem],
     verdicts: Sequence[Verdict],
     rejected: Counter[str],
+    known: Mapping[str, int],
 ) -> str:
     counts = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
     first = f"{items[0].key} ({verdicts[0].detail or verdicts[0].reason})"
     return (
         f"nothing of {source.uri} could be stored, all {len(items)} items were rejected: {counts}; "
         f"the first is {first}; name another source or change the limits"
+        + (f" (the {len(known)} images that the batch had are still there)" if known else "")
     )

@@ -7,7 +7,6 @@ offsets in an older version of `samples` stay true.
 
 import hashlib
 import io
-import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ class Stored:
     sample_id: str
     num_bytes: int
     format: str
-    metadata: dict[str, object]
+    metadata_bytes: bytes  # JSON, keys sorted
 
     @property
     def image_name(self) -> str:
@@ -40,12 +39,6 @@ class Stored:
     def metadata_name(self) -> str:
         """Name of the member that holds the metadata."""
         return f"{self.position:09d}.json"
-
-    @property
-    def metadata_bytes(self) -> bytes:
-        """The metadata member: JSON, keys sorted."""
-        text = json.dumps(self.metadata, sort_keys=True, ensure_ascii=False)
-        return text.encode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)

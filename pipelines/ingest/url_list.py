@@ -57,14 +57,14 @@ class UrlListSource:
         A URL that stands in several rows is fetched once.
 
         Raises:
-            BadInput: the list has no URL, or img2dataset is not installed.
+            BadInput: the list is empty, or img2dataset is not installed.
             IngestIncomplete: the download broke off; run again and it goes on.
         """
         listed = [self._listed(number, row) for number, row in self._rows()]
+        if not listed:
+            raise BadInput(f"{self._path} lists nothing; give it one http or https URL a row")
         wanted = list(dict.fromkeys(item.uri for item in listed if item.reason is None))
-        if not wanted:
-            raise BadInput(f"{self._path} lists no http or https URL in {len(listed)} rows")
-        fetched = download(wanted, work, self._config)
+        fetched = download(wanted, work, self._config) if wanted else {}
         return with_distinct_keys(_with_bytes(item, fetched.get(item.uri)) for item in listed)
 
     def _listed(self, number: int, row: dict[str, Any] | str) -> ListedItem:

@@ -19,7 +19,9 @@ from PIL import Image
 
 from ambient_omni.images import ImageLimits
 from pipelines.ingest import IngestConfig, ingest, run
-from schemas.errors import BadInput, JobAlreadyRunning
+from pipelines.ingest.register import check_batch
+from pipelines.references import define_reference_sets
+from schemas.errors import BadInput, JobAlreadyRunning, TableMissing
 from schemas.ids import sample_id_of, split_sample_row
 from schemas.root import Root
 from tests.data.pictures import attempts, encoded, put, samples, stored_bytes
@@ -254,6 +256,28 @@ def test_a_source_of_which_nothing_can_be_stored_is_an_error_with_counts(root, t
     with pytest.raises(BadInput, match=r"all 3 items.*not_an_image 2, empty_file 1"):
         ingest(root, "b", tmp_path / "in", QUIET)
     assert not root.tables.exists("samples")
+    reasons = {key: (row["status"], row["reason"]) for key, row in attempts(root).items()}
+    assert reasons == {
+        "a.png": ("rejected", "empty_file"),
+        "b.png": ("rejected", "not_an_image"),
+        "c.png": ("rejected", "not_an_image"),
+    }
+    # The batch is not there for those who come after, and can still be brought in.
+    with pytest.raises(TableMissing, match="b"):
+        define_reference_sets(root, "b")
+    put(tmp_path / "in/a.png", encoded(1))
+    assert ingest(root, "b", tmp_path / "in", QUIET).written == 1
+    assert {row["status"] for row in attempts(root).values()} == {"stored", "rejected"}
+
+
+def test_a_source_that_went_bad_as_a_whole_takes_nothing_away(root, tmp_path):
+    put(tmp_path / "in/a.png", encoded(1))
+    ingest(root, "b", tmp_path / "in", QUIET)
+    before = state(root)
+    put(tmp_path / "in/a.png", "text")
+    with pytest.raises(BadInput, match=r"not_an_image 1.*the 1 images that the batch had are"):
+        ingest(root, "b", tmp_path / "in", QUIET)
+    assert state(root) == before
 
 
 def test_a_root_inside_its_source_is_refused(folder):
@@ -262,7 +286,7 @@ def test_a_root_inside_its_source_is_refused(folder):
         ingest(root, "b", folder, QUIET)
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a/b", "a b", ".."])
+@pytest.mark.parametrize("name", ["", "../up", "a/b", "a b", "..", "a\n"])
 def test_a_batch_name_that_is_no_folder_name_is_refused(root, folder, name):
     with pytest.raises(BadInput, match="batch name"):
         ingest(root, name, folder, QUIET)
@@ -274,6 +298,21 @@ def test_a_batch_keeps_its_role(root, folder):
         ingest(root, "b", folder, QUIET, role="reference")
     with pytest.raises(BadInput, match="none of"):
         ingest(root, "c", folder, QUIET, role="clean")
+
+
+def test_a_role_that_another_process_registered_meanwhile_is_kept(root, folder, monkeypatch):
+    checked = []
+
+    def check(*arguments):
+        if not checked:  # between the first look and the lock another process ingests the batch
+            checked.append(True)
+            ingest(root, "b", folder, QUIET)
+            return
+        check_batch(*arguments)
+
+    monkeypatch.setattr(run, "check_batch", check)
+    with pytest.raises(BadInput, match="ingested as pool"):
+        ingest(root, "b", folder, QUIET, role="reference")
 
 
 def test_running_twice_changes_nothing_and_reads_no_image(root, folder, monkeypatch):
@@ -335,6 +374,22 @@ def test_a_row_is_not_given_again_after_the_last_image_left(root, folder):
     ingest(root, "b", folder, QUIET)
     rows = {row["sample_id"]: row["sample_row"] for row in samples(root)}
     assert rows[sample_id_of(encoded(51))] == last + 1
+
+
+def test_a_row_is_not_given_again_after_two_runs_that_died_before_they_noted_it(
+    root, folder, monkeypatch
+):
+    ingest(root, "b", folder, QUIET)
+    for change in (lambda: put(folder / "y.png", encoded(60)), (folder / "y.png").unlink):
+        change()
+        monkeypatch.setattr(run, "write_retry_list", None)  # called behind the commits
+        with pytest.raises(TypeError):
+            ingest(root, "b", folder, QUIET)
+        monkeypatch.undo()
+    put(folder / "z.png", encoded(61))
+    ingest(root, "b", folder, QUIET)
+    rows = {row["sample_id"]: split_sample_row(row["sample_row"])[1] for row in samples(root)}
+    assert rows[sample_id_of(encoded(61))] == 5
 
 
 def test_a_caption_that_changes_replaces_the_rows_and_not_their_keys(root, folder):

@@ -89,6 +89,11 @@ def test_shards_are_found_in_folders_and_by_patterns(root, tmp_path):
         ingest(root, "none", f"{tmp_path}/set/9*.tar", QUIET)
 
 
+def test_a_shard_without_members_is_a_clear_error(root, tmp_path):
+    with pytest.raises(BadInput, match="holds no image"):
+        ingest(root, "b", put(tmp_path / "none.tar", tar_of([])), QUIET)
+
+
 def test_our_own_shards_can_be_ingested_again(root, tmp_path):
     put(tmp_path / "in/a.png", encoded(1))
     put(tmp_path / "in/a.txt", "kept")

@@ -206,10 +206,75 @@ def test_lists_of_every_kind_name_the_same_rows(tmp_path, monkeypatch, suffix):
 def test_a_list_without_the_column_or_without_any_url_is_a_clear_error(root, tmp_path):
     with pytest.raises(BadInput, match=r"no column 'url' but \['link'\]"):
         ingest(root, "b", put(tmp_path / "a.csv", "link\nhttp://x/y\n"), CONFIG)
-    with pytest.raises(BadInput, match="no http or https URL in 2 rows"):
+    with pytest.raises(BadInput, match="all 2 items were rejected: unsupported_scheme 2"):
         ingest(root, "b", put(tmp_path / "b.csv", "url\nfile:///etc/passwd\nftp://x/y\n"), CONFIG)
+    assert len(attempts(root)) == 2
+    with pytest.raises(BadInput, match="lists nothing"):
+        ingest(root, "b", put(tmp_path / "d.csv", "url\n"), CONFIG)
     with pytest.raises(BadInput, match="cannot be read"):
         ingest(root, "b", put(tmp_path / "c.parquet", "no parquet"), CONFIG)
+
+
+def fake_download(monkeypatch, tmp_path, outcomes):
+    """Let `outcomes` (url to a reason or to bytes) stand for the web; return what was asked."""
+    asked = []
+
+    def fetch(urls, work, config):
+        asked.extend(urls)
+        found = {}
+        for number, url in enumerate(urls):
+            if isinstance(outcomes[url], str):
+                found[url] = download.Fetched(reason=outcomes[url])
+                continue
+            path = put(tmp_path / f"fetched/{number}", outcomes[url])
+            found[url] = download.Fetched(str(path), 0, len(outcomes[url]))
+        return found
+
+    monkeypatch.setattr("pipelines.ingest.url_list.download", fetch)
+    return asked
+
+
+def test_urls_that_failed_are_told_at_every_run_and_listed_for_another_try(
+    root, tmp_path, monkeypatch
+):
+    web = {
+        "http://a/1": encoded(1),
+        "http://a/2": "timeout",
+        "http://a/3": "http_404",
+        "http://a/4": "http_503",
+    }
+    asked = fake_download(monkeypatch, tmp_path, web)
+    rows = [{"url": url, "caption": f"of {url}"} for url in web]
+    listing = put(tmp_path / "web.jsonl", "\n".join(json.dumps(row) for row in rows))
+    reports = [ingest(root, "b", listing, CONFIG) for _ in range(2)]
+    assert asked == list(web)  # the second run asked nobody
+    for report in reports:
+        assert report.rejected == {"timeout": 1, "http_404": 1, "http_503": 1}
+        assert "2 of 4 URLs could not be fetched; to try them again, ingest" in report.line()
+    retry = root.shards / "b/retry/web.jsonl"
+    assert str(retry) in reports[1].line()
+    web |= {"http://a/2": encoded(2), "http://a/4": encoded(4)}
+    again = ingest(root, "b-retry", retry, CONFIG)
+    assert (again.written, again.notes) == (2, ())
+    assert [(row["caption"], row["source"]) for row in samples(root, "b-retry")] == [
+        ("of http://a/2", "web"),
+        ("of http://a/4", "web"),
+    ]
+
+
+def test_a_list_of_which_every_url_failed_is_asked_again_by_the_next_run(
+    root, tmp_path, monkeypatch
+):
+    web = {"http://a/1": "connection_failed"}
+    asked = fake_download(monkeypatch, tmp_path, web)
+    kept = put(root.work / "ingest/b/urls-0/out/00000_stats.json", "{}")
+    listing = put(tmp_path / "web.txt", "http://a/1\n")
+    with pytest.raises(BadInput, match="connection_failed 1"):
+        ingest(root, "b", listing, CONFIG)
+    assert not kept.exists()  # or the failed download would be taken for a finished one
+    web["http://a/1"] = encoded(1)
+    assert ingest(root, "b", listing, CONFIG).written == 1
+    assert len(asked) == 2
 
 
 def test_without_img2dataset_one_line_names_the_extra(root, tmp_path, monkeypatch):
