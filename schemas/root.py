@@ -37,7 +37,7 @@ class Root:
         """
         where = _local(path)
         if not (where / ROOT_FILE).exists():
-            if where.exists() and (not where.is_dir() or any(where.iterdir())):
+            if where.exists() and (not where.is_dir() or any(map(_is_foreign, where.iterdir()))):
                 raise BadInput(
                     f"{where} is not empty and is no root; give --root a new or an empty folder"
                 )
@@ -166,6 +166,11 @@ def write_json(path: Path, value: object) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+def _is_foreign(path: Path) -> bool:
+    # A process killed while it made a root leaves the file that it had not renamed yet.
+    return not path.name.startswith(f".{ROOT_FILE}.")
 
 
 def _local(path: str | Path) -> Path:

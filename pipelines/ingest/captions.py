@@ -12,6 +12,10 @@ from schemas.errors import BadInput
 # A sidecar is a text about one image. What is longer than this is cut, never read whole.
 MAX_SIDECAR_BYTES = 2**20
 
+# The csv module gives up on a whole file over one field above 128 KiB; captions of a megabyte
+# are in the wild. Its limit is the process's own, so it is only ever raised.
+csv.field_size_limit(max(csv.field_size_limit(), 16 * 2**20))
+
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
 
 

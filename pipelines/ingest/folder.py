@@ -126,7 +126,7 @@ class FolderSource:
         if self._config.source_name:
             return self._config.source_name
         first, slash, _ = name.partition("/")
-        return text_of(first if slash and first != ".." else self._path.name or "root")
+        return text_of(first if slash and first not in ("", "..") else self._path.name or "root")
 
     @cached_property
     def _names(self) -> frozenset[str]:

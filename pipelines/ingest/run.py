@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from ambient_omni.progress import progress
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.items import ListedItem, Source
@@ -193,9 +196,21 @@ def _unchanged(root: Root, batch: str, signature: str) -> dict[str, Any] | None:
         return None
     if facts.get("fingerprints") != _fingerprints(root, batch):
         return None
-    rows = root.tables.open("samples").read(["shard"], {"ingest_batch": batch}, exclude=False)
-    shards = rows["shard"].unique().to_pylist()
-    return facts if all((root.shards / shard).is_file() for shard in shards) else None
+    return facts if _shards_are_whole(root, batch) else None
+
+
+def _shards_are_whole(root: Root, batch: str) -> bool:
+    """Say whether every shard of the batch reaches to the end of its last image."""
+    rows = root.tables.open("samples").read(
+        ["shard", "byte_offset", "num_bytes"], {"ingest_batch": batch}, exclude=False
+    )
+    ends = pa.table({"shard": rows["shard"], "end": pc.add(rows["byte_offset"], rows["num_bytes"])})
+    last = ends.group_by("shard").aggregate([("end", "max")])
+    for shard, end in zip(last["shard"].to_pylist(), last["end_max"].to_pylist(), strict=True):
+        path = root.shards / shard
+        if not path.is_file() or path.stat().st_size < end:
+            return False
+    return True
 
 
 def _fingerprints(root: Root, batch: str) -> dict[str, str | None]:

@@ -190,6 +190,13 @@ def test_a_metadata_file_that_cannot_be_used_is_a_clear_error(root, folder, name
     assert not root.tables.exists("samples")
 
 
+def test_a_caption_of_a_megabyte_in_a_csv_is_kept(root, tmp_path):
+    put(tmp_path / "in/a.png", encoded(1))
+    put(tmp_path / "in/metadata.csv", f"file_name,text\na.png,{'x' * 2**20}\n")
+    ingest(root, "b", tmp_path / "in", QUIET)
+    assert len(samples(root)[0]["caption"]) == 2**20
+
+
 def test_hostile_captions_are_kept_as_they_are(root, tmp_path):
     hostile = "<script>alert(1)</script>\n![x](http://x)\u202eabc\U0001f98a =cmd|' /C calc'!A0"
     put(tmp_path / "in/a.png", encoded(1))
@@ -336,11 +343,12 @@ def test_a_touched_file_is_read_again_and_changes_nothing(root, folder):
     assert after == before
 
 
-def test_a_lost_shard_is_written_again(root, folder):
+@pytest.mark.parametrize("harm", [Path.unlink, lambda shard: os.truncate(shard, 1000)])
+def test_a_lost_or_cut_shard_is_written_again(root, folder, harm):
     ingest(root, "b", folder, QUIET)
     before = state(root)
     for shard in root.shards.rglob("*.tar"):
-        shard.unlink()
+        harm(shard)
     ingest(root, "b", folder, QUIET)
     assert state(root) == before
 

@@ -19,6 +19,11 @@ def test_a_folder_with_other_things_is_not_taken_over(tmp_path):
         Root.create(tmp_path)
 
 
+def test_a_root_whose_making_was_killed_can_be_made(tmp_path):
+    (tmp_path / ".root.json.123").write_text("{")
+    assert Root.create(tmp_path).path == tmp_path
+
+
 def test_opening_what_is_no_root_says_so(tmp_path):
     with pytest.raises(BadInput, match="is no root"):
         Root.open(tmp_path)
