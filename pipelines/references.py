@@ -47,7 +47,8 @@ def define_reference_sets(
         Rows written; `rejected` counts reference images that went to the evaluation set alone.
 
     Raises:
-        BadInput: a fraction outside (0, 1), or one batch for both purposes.
+        BadInput: a fraction outside (0, 1), one batch for both purposes, or a batch that was
+            brought in as something else.
         TableMissing: a batch was never ingested.
         NotEnoughReferences: a set would be too small.
     """
@@ -57,8 +58,10 @@ def define_reference_sets(
     if evaluation_batch == reference_batch:
         raise BadInput(f"{reference_batch} cannot be both the reference and the evaluation batch")
     with root.lock(JOB, "reference_sets"):
-        evaluation = _samples(root, evaluation_batch) if evaluation_batch else _no_samples()
-        everything = _samples(root, reference_batch)
+        evaluation = _no_samples()
+        if evaluation_batch:
+            evaluation = _samples(root, evaluation_batch, "evaluation")
+        everything = _samples(root, reference_batch, "reference")
         in_evaluation = pc.is_in(everything["sample_id"], evaluation["sample_id"])
         reference = everything.filter(pc.invert(in_evaluation))
         held_out = _is_held_out(reference, validation_fraction)
@@ -111,10 +114,17 @@ def sample_ids_of(root: Root, reference_sets: Sequence[str]) -> frozenset[str]:
     return frozenset(found["sample_id"].to_pylist())
 
 
-def _samples(root: Root, batch: str) -> pa.Table:
-    rows = root.tables.open("samples").read(["sample_row", "sample_id"], {"ingest_batch": batch})
+def _samples(root: Root, batch: str, role: str) -> pa.Table:
+    rows = root.tables.read("samples", ["sample_row", "sample_id"], {"ingest_batch": batch})
     if not rows.num_rows:
         raise TableMissing(f"batch {batch} has no samples; ingest it first")
+    found = root.tables.read("ingest_batches", ["role"], {"ingest_batch": batch})["role"]
+    if found.to_pylist() != [role]:
+        # A pool that is trusted by a slip of the hand would be trained on at every level.
+        raise BadInput(
+            f"batch {batch} was ingested as {', '.join(found.to_pylist())}, not as {role}; name "
+            f"another batch, or ingest its source again as one of role {role}"
+        )
     return rows
 
 

@@ -94,11 +94,16 @@ def test_too_few_references_are_refused_with_counts_and_advice(root, tmp_path):
 
 
 def test_what_cannot_be_meant_is_refused(root, tmp_path):
-    with pytest.raises(TableMissing):
+    with pytest.raises(TableMissing, match="batch ref has no samples"):
         define_reference_sets(root, "ref")
     bring_in(root, tmp_path, "ref", range(5), "reference")
     with pytest.raises(TableMissing, match="batch other has no samples"):
         define_reference_sets(root, "other")
+    bring_in(root, tmp_path, "pool", range(5), "pool")
+    with pytest.raises(BadInput, match="pool was ingested as pool, not as reference"):
+        define_reference_sets(root, "pool")
+    with pytest.raises(BadInput, match="pool was ingested as pool, not as evaluation"):
+        define_reference_sets(root, "ref", evaluation_batch="pool")
     with pytest.raises(BadInput, match="both"):
         define_reference_sets(root, "ref", evaluation_batch="ref")
     with pytest.raises(BadInput, match=r"validation_fraction is 1\.5"):
