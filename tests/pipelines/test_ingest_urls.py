@@ -25,7 +25,7 @@ from tests.data.pictures import attempts, encoded, put, samples, stored_bytes
 
 CONFIG = IngestConfig(
     show_progress=False,
-    download=DownloadConfig(timeout_sec=2, retries=0, num_processes=1, num_threads=4),
+    download=DownloadConfig(timeout_sec=1, retries=0, num_processes=1, num_threads=4),
 )
 
 
@@ -36,7 +36,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.asked[self.path] += 1
         name = self.path.strip("/")
         if name == "slow":
-            time.sleep(6)
+            time.sleep(2.5)
         if name in ("404", "503"):
             self.send_error(int(name))
             return
