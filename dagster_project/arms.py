@@ -6,6 +6,7 @@ from dagster_project.recipe import ClassifierRule, FixedRule, RankRule, Recipe
 from dagster_project.request import Request
 from pipelines.measures import freeze_quality_rank
 from pipelines.policies import ClassifierThreshold, FixedPerSource, QualityRank, load
+from pipelines.references import TRUSTED
 from schemas.root import Root
 
 if TYPE_CHECKING:
@@ -15,12 +16,17 @@ AnyPolicy = ClassifierThreshold | FixedPerSource | QualityRank
 
 
 def classifier_id_of(root: Root, request: Request) -> str:
-    """Return the id of the recipe's noise classifier on the root's present data.
+    """Return the id of the recipe's noise classifier on the root's present data."""
+    from ambient_omni.classifier import classifier_id_for
 
-    Raises:
-        TableMissing: it was not trained yet.
-    """
-    raise NotImplementedError
+    recipe = request.full_recipe
+    return classifier_id_for(
+        root,
+        recipe.classifier,
+        pool_batches=request.of_role("pool"),
+        reference_set=TRUSTED,
+        transform=recipe.transform,
+    )
 
 
 def policies_of(root: Root, request: Request, recipe: Recipe) -> dict[str, AnyPolicy]:
@@ -41,6 +47,7 @@ def policy_of(root: Root, request: Request, recipe: Recipe, arm: str) -> AnyPoli
             noise_space=space,
             classifier_id=classifier_id_of(root, request),
             tau=rule.tau,
+            smoothing_octaves=rule.smoothing_octaves,
         )
     if isinstance(rule, FixedRule):
         return FixedPerSource(name=arm, noise_space=space, levels=rule.levels)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dagster_project.interrupts import end_spark
 from dagster_project.steps import STEP_NAMES
 from schemas.errors import AmbientOmniError
 
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         # The trainer says how far it came.
         _complain(f"\n{str(stop) or _STOPPED}")
+        end_spark()
         return INTERRUPTED
     except BrokenPipeError:
         return BROKEN

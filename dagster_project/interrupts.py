@@ -1,6 +1,8 @@
 """Ctrl-C inside a step stops the job, not the orchestrator around it."""
 
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,3 +26,20 @@ def keyboard_interrupts() -> Iterator[None]:
     finally:
         for number, handler in held.items():
             signal.signal(number, handler)
+
+
+def end_spark(wait_seconds: float = 3.0) -> None:
+    """End the JVM of this process, if there is one, without waiting for its jobs.
+
+    After ctrl-C the JVM got no signal, and at our exit it may wait for ever for workers that did.
+    """
+    pyspark = sys.modules.get("pyspark")
+    gateway = getattr(getattr(pyspark, "SparkContext", None), "_gateway", None)
+    process = getattr(gateway, "proc", None)
+    if process is None:
+        return
+    process.terminate()
+    try:
+        process.wait(wait_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()

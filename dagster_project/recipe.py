@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ambient_omni.classifier_config import ClassifierConfig
 from ambient_omni.config import TrainConfig
 from ambient_omni.transforms import Transform
 from pipelines.demo_data import DemoDataConfig
@@ -28,7 +29,12 @@ class ClassifierRule(_Frozen):
     """An arm whose levels come from the recipe's noise classifier."""
 
     kind: Literal["classifier_threshold"]
-    tau: float = Field(0.45, gt=0, lt=1, description="P(trusted) that counts as indistinguishable.")
+    tau: float = Field(
+        default=0.45, gt=0, lt=1, description="P(trusted) that counts as indistinguishable."
+    )
+    smoothing_octaves: float = Field(
+        default=0.25, ge=0, description="Average of a curve over neighbouring levels."
+    )
 
 
 class FixedRule(_Frozen):
@@ -53,10 +59,10 @@ Rule = Annotated[ClassifierRule | FixedRule | RankRule, Field(discriminator="kin
 class Training(TrainConfig):
     """What all arms' runs share: `TrainConfig` without what the graph itself fills in."""
 
-    name: str = Field("", exclude=True)
-    policy_id: str = Field("", exclude=True)
-    batches: tuple[str, ...] = Field((), exclude=True)
-    transform: Transform = Field(Transform(), exclude=True)
+    name: str = Field(default="", exclude=True)
+    policy_id: str = Field(default="", exclude=True)
+    batches: tuple[str, ...] = Field(default=(), exclude=True)
+    transform: Transform = Field(default=Transform(), exclude=True)
 
     @model_validator(mode="after")
     def _network_fits_images(self) -> "Training":
@@ -84,6 +90,7 @@ class Recipe(_Frozen):
         validation_fraction: expected share of the reference held out of training.
         scores: what is measured of each image; its encoder must be the distance's.
         ood: how distance to the trusted set is measured.
+        classifier: the networks that tell trusted images from the pool's at every level.
         arms: name of each model to train, and the rule whose levels it obeys.
         main_arm: the arm that the report explains.
         baseline_arm: the arm that the report compares with.
@@ -95,9 +102,10 @@ class Recipe(_Frozen):
     description: str = ""
     transform: Transform = Transform()
     ingest: IngestConfig = IngestConfig()
-    validation_fraction: float = Field(0.2, gt=0, lt=1)
+    validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     scores: ScoreConfig = ScoreConfig()
     ood: OodConfig = OodConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
     arms: dict[str, Rule] = Field(min_length=1)
     main_arm: str = "annotated"
     baseline_arm: str = "only_reference"

@@ -1,11 +1,14 @@
 """Group `annotate`: from which noise level on each image may be used."""
 
+import json
+import time
+
 import dagster as dg
 
-from dagster_project.defs.materialize import Result, job_result, run_job
+from dagster_project.defs.materialize import Result, job_result, run_job, timed
 from dagster_project.defs.partitions import INGEST_BATCHES, all_of, same_batch
 from dagster_project.defs.project import Project
-from dagster_project.describe import described, preview, static_metadata
+from dagster_project.describe import described, line_of, static_metadata
 from dagster_project.pictures import classifier_picture, level_pictures
 
 
@@ -22,7 +25,31 @@ from dagster_project.pictures import classifier_picture, level_pictures
 )
 def noise_classifier(project: Project) -> Result:
     """Train the classifier of the recipe."""
-    raise NotImplementedError
+    from ambient_omni.classifier import train_classifier
+    from pipelines.measures import classifier_row
+    from pipelines.references import TRUSTED
+
+    root, request = project.root, project.request
+    recipe = request.full_recipe
+    classifier_id, seconds = timed(
+        train_classifier,
+        root,
+        recipe.classifier,
+        pool_batches=request.of_role("pool"),
+        reference_set=TRUSTED,
+        transform=recipe.transform,
+    )
+    row = classifier_row(root, classifier_id)
+    metadata = {
+        "classifier_id": classifier_id,
+        "noise_space": str(row["noise_space"]),
+        "control": dg.MetadataValue.json(json.loads(str(row["control"]))),
+        "status": str(row["status"]),
+        "seconds": round(seconds, 3),
+        "line": f"{row['num_folds']} folds, classifier {classifier_id}",
+        **classifier_picture(root, classifier_id),
+    }
+    return dg.MaterializeResult(metadata=metadata)
 
 
 @dg.asset(
@@ -38,7 +65,14 @@ def noise_classifier(project: Project) -> Result:
 )
 def noise_curves(context: dg.AssetExecutionContext, project: Project) -> Result:
     """Grade one batch."""
-    raise NotImplementedError
+    from dagster_project.arms import classifier_id_of
+    from pipelines.jobs.curves import curves
+
+    root, request, batch = project.root, project.request, context.partition_key
+    classifier_id = classifier_id_of(root, request)
+    report = run_job(curves, root, batch, classifier_id, settings=request.full_recipe.spark)
+    where = {"classifier_id": classifier_id, "ingest_batch": batch}
+    return job_result(root, report, "noise_curves", where)
 
 
 @dg.asset(
@@ -54,7 +88,19 @@ def noise_curves(context: dg.AssetExecutionContext, project: Project) -> Result:
 )
 def noise_annotations(context: dg.AssetExecutionContext, project: Project) -> Result:
     """Apply every policy of the recipe to one batch."""
-    raise NotImplementedError
+    from dagster_project.arms import policies_of
+    from pipelines.jobs.annotate import annotate
 
-
-__all__ = ["all_of", "classifier_picture", "job_result", "level_pictures", "preview", "run_job"]
+    root, request, batch = project.root, project.request, context.partition_key
+    recipe, began = request.full_recipe, time.monotonic()
+    policies = policies_of(root, request, recipe)
+    reports = {arm: run_job(annotate, root, batch, policies[arm]) for arm in policies}
+    ids = {arm: policy.policy_id for arm, policy in policies.items()}
+    main = {"policy_id": ids[recipe.main_arm], "ingest_batch": batch}
+    more = {
+        "policies": ids,
+        "seconds": round(time.monotonic() - began, 3),
+        "line": f"{line_of(reports[recipe.main_arm])} under each of {len(ids)} policies",
+        **level_pictures(root, batch, ids),
+    }
+    return job_result(root, reports[recipe.main_arm], "noise_annotations", main, more=more)
