@@ -7,6 +7,11 @@ import sys
 import threading
 from pathlib import Path
 
+# webdataset imports torch where there is one and can do without: half of the memory and of the
+# start of this process and of each worker, which runs these lines too.
+if __name__ in ("__main__", "__mp_main__"):
+    sys.modules["torch"] = None  # type: ignore[assignment]
+
 
 def _end_with_parent() -> None:
     # The parent holds the other end open and writes nothing: an end of input is its death.
