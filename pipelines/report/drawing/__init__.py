@@ -1,0 +1,1 @@
+"""How the report's and the orchestrator's plots are drawn."""

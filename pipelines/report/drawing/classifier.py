@@ -1,0 +1,138 @@
+"""Plots of the noise classifier. Shape: L noise levels."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike, NDArray
+
+from pipelines.report.drawing.levels import SIGMA_LABEL
+from pipelines.report.drawing.style import (
+    LIGHT,
+    TEXT_POINTS,
+    Theme,
+    log_sigma_axis,
+    panel,
+    percent_axis,
+    png,
+)
+
+# Two standard errors each way: about 95 %.
+BAND = 2.0
+
+
+def tv_bound(
+    sigmas: ArrayLike,
+    lower_bound: ArrayLike,
+    standard_error: ArrayLike,
+    *,
+    title: str = "How well reference and pool can be told apart",
+    theme: Theme = LIGHT,
+) -> bytes:
+    """Draw the classifier's lower bound of the total variation per level with its 95 % band.
+
+    Args:
+        sigmas: levels (L,), ascending.
+        lower_bound: 2 x balanced accuracy - 1 (L,).
+        standard_error: of it (L,).
+        title: above the plot.
+        theme: colours.
+
+    Returns:
+        PNG bytes.
+    """
+    x, y, e = (np.asarray(v, np.float64) for v in (sigmas, lower_bound, standard_error))
+    figure, axes = panel(
+        theme, title=title, xlabel=SIGMA_LABEL, ylabel="total variation, lower bound"
+    )
+    log_sigma_axis(axes, x[0], x[-1])
+    axes.fill_between(x, y - BAND * e, y + BAND * e, color=theme.series[0], alpha=0.18, lw=0)
+    axes.plot(x, y, "o-", color=theme.series[0], linewidth=1.8, markersize=3.5)
+    axes.axhline(0, color=theme.muted, linewidth=1)
+    axes.set_ylim(min(-0.1, float((y - BAND * e).min())), 1.0)
+    axes.text(
+        x[-1],
+        0.02,
+        "0: cannot be told apart",
+        ha="right",
+        va="bottom",
+        fontsize=8,
+        color=theme.muted,
+    )
+    return png(figure)
+
+
+def probability_curve(
+    sigmas: ArrayLike,
+    logits: ArrayLike,
+    standard_error: ArrayLike,
+    *,
+    tau: float | None,
+    sigma_min: float | None,
+    title: str,
+    thumbnail: NDArray[np.uint8] | None = None,
+    theme: Theme = LIGHT,
+) -> bytes:
+    """Draw P(trusted) of one image over noise levels with its band, tau and the level.
+
+    Args:
+        sigmas: levels (L,), ascending.
+        logits: mean logit of P(trusted) (L,).
+        standard_error: of the logits (L,).
+        tau: the threshold; none draws no line.
+        sigma_min: the level that was decided; 0 and none (never) draw no marker.
+        title: above the plot.
+        thumbnail: the image, uint8 (H, W, 3), set into the corner.
+        theme: colours.
+
+    Returns:
+        PNG bytes.
+    """
+    x, y, e = (np.asarray(v, np.float64) for v in (sigmas, logits, standard_error))
+    figure, axes = panel(
+        theme,
+        title=title,
+        xlabel="noise level σ",
+        ylabel="P(trusted)",
+        width=3.4,
+        height=2.3,
+    )
+    log_sigma_axis(axes, x[0], x[-1])
+    axes.set_ylim(0, 1)
+    percent_axis(axes)
+    colour = theme.series[0]
+    axes.fill_between(
+        x, _sigmoid(y - BAND * e), _sigmoid(y + BAND * e), color=colour, alpha=0.2, lw=0
+    )
+    axes.plot(x, _sigmoid(y), color=colour, linewidth=1.8)
+    if tau is not None:
+        axes.axhline(tau, color=theme.text, linewidth=1, linestyle=(0, (4, 3)))
+        axes.text(
+            x[-1], tau - 0.03, f"τ = {tau:g}", ha="right", va="top", fontsize=8, color=theme.text
+        )
+    if sigma_min is not None and sigma_min > 0:
+        _mark_level(axes, sigma_min, theme)
+    if thumbnail is not None:
+        _inset(axes, thumbnail)
+    return png(figure, palette=thumbnail is None)
+
+
+def _mark_level(axes: Axes, sigma_min: float, theme: Theme) -> None:
+    axes.axvspan(sigma_min, axes.get_xlim()[1], color=theme.series[2], alpha=0.12, lw=0)
+    axes.axvline(sigma_min, color=theme.series[2], linewidth=1.4)
+    axes.annotate(
+        "usable",
+        xy=(sigma_min, 0.02),
+        xytext=(4, 2),
+        textcoords="offset points",
+        fontsize=TEXT_POINTS - 1,
+        color=theme.series[2],
+    )
+
+
+def _inset(axes: Axes, thumbnail: NDArray[np.uint8]) -> None:
+    picture = axes.inset_axes((0.78, 0.62, 0.22, 0.42))
+    picture.imshow(thumbnail, interpolation="nearest" if len(thumbnail) <= 64 else "antialiased")
+    picture.set_axis_off()
+
+
+def _sigmoid(logit: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 1 / (1 + np.exp(-np.clip(logit, -60, 60)))
