@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -100,9 +101,30 @@ def _start(settings: SparkSettings) -> "SparkSession":
         ensure_java()
         for key, value in _conf_of(settings).items():
             conf.set(key, value)
-        context = SparkContext(conf=conf, gateway=_quiet_gateway(conf))
+        context = _hold_interrupts(lambda: SparkContext(conf=conf, gateway=_quiet_gateway(conf)))
     context.setLogLevel("ERROR")
     return SparkSession(context)
+
+
+def _hold_interrupts(start: Callable[[], Any]) -> Any:
+    """Start a context; ctrl-C and SIGTERM that come meanwhile count when it has started.
+
+    A JVM whose start is broken off never ends: nobody knows it yet. And a started context takes
+    ctrl-C over and talks to the JVM inside the signal handler, which fails when a conversation is
+    under way; so the caller's handlers are put back. `run_tasks` cancels its own job.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return start()
+    received: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {n: signal.signal(n, lambda number, _: received.append(number)) for n in numbers}
+    try:
+        return start()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])
 
 
 def _conf_of(settings: SparkSettings) -> dict[str, str]:
