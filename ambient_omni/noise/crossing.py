@@ -10,9 +10,14 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-CEILING = 1.0
-"""How far above the threshold, in logits, a level may vote. Without it one level that looks very
-trusted would outvote the doubtful ones beside it."""
+CEILING, FLOOR = 1.0, -8.0
+"""How far from the threshold, in logits, a level may vote. Without the one, a level that looks very
+trusted would outvote the doubtful ones beside it; without the other, the reverse."""
+
+DEPTH = 6.0
+"""Down to which logit the decay of a curve is looked at. Deeper ones are saturated."""
+
+_NUM_THRESHOLDS = 12
 
 _CHUNK = 4096  # images whose (L, L) tables are held at once: 32 MB at 32 levels
 
@@ -43,6 +48,7 @@ def find_crossings(
     *,
     standard_error_NL: NDArray[np.floating] | None = None,
     smoothing_octaves: float = 0.25,
+    decay_exponent: float | None = None,
 ) -> Crossings:
     """Return the smallest level from which on P(trusted) exceeds tau, for each curve.
 
@@ -57,16 +63,22 @@ def find_crossings(
         tau: threshold on P(trusted), in (0, 1).
         standard_error_NL: of the logits, if known.
         smoothing_octaves: standard deviation of the average over levels; 0 for none.
+        decay_exponent: p, where the logit of a damaged image is known to decay like sigma^-p; see
+            `_through_decay`. None reads the crossing off the curve alone.
+
+    Returns:
+        The crossings; slope and standard error are those at the threshold itself.
 
     Raises:
-        ValueError: shapes do not fit, levels do not ascend or tau is outside (0, 1).
+        ValueError: shapes do not fit, levels do not ascend, tau is outside (0, 1), or outside
+            (0, 1/2) with a decay, which never reaches 1/2.
     """
     logits = np.asarray(logits_NL, np.float64)
     log_sigmas = _checked_log_sigmas(logits, sigmas_L, tau)
     threshold = np.log(tau / (1 - tau))
     is_finite: NDArray[np.bool_] = np.asarray(np.isfinite(logits).all(axis=1))
     # Any negative number does for a curve that is null anyway: infinities would warn.
-    above = np.where(is_finite[:, None], np.minimum(logits - threshold, CEILING), -1.0)
+    above = np.where(is_finite[:, None], np.clip(logits - threshold, FLOOR, CEILING), -1.0)
     fitted = monotone_fit(_smooth(above, log_sigmas, smoothing_octaves))
     is_null = ~is_finite | (fitted[:, -1] <= 0)
     is_zero = ~is_null & (fitted[:, 0] > 0)
@@ -74,8 +86,16 @@ def find_crossings(
     log_crossing = np.full(len(logits), np.nan)
     log_crossing[crosses] = _interpolate_zero(fitted[crosses], log_sigmas)
     slope = _slope_at(fitted, log_sigmas, log_crossing)
-    sigma_min = np.where(is_zero, 0.0, np.exp(log_crossing))
     error = _error_in_octaves(standard_error_NL, log_sigmas, log_crossing, slope)
+    if decay_exponent is not None:
+        log_crossing = _through_decay(
+            fitted, log_sigmas, log_crossing, float(-threshold), decay_exponent
+        )
+        # What is usable only above the highest level is usable at no level that was looked at.
+        is_null |= log_crossing > log_sigmas[-1]
+    sigma_min = np.where(is_zero, 0.0, np.exp(log_crossing))
+    sigma_min[is_null] = np.nan
+    slope[is_null], error[is_null] = np.nan, np.nan
     return Crossings(sigma_min, is_null, slope, error)
 
 
@@ -104,6 +124,37 @@ def monotone_fit(values_NL: NDArray[np.floating]) -> Floats:
         out[start : start + _CHUNK] = np.where(is_interval, smallest, -np.inf).max(axis=1)
     # Rounding of the sums can leave falls of an ulp.
     return np.maximum.accumulate(out, axis=1)
+
+
+def _through_decay(
+    fitted_NL: Floats, log_sigmas_L: Floats, log_crossing_N: Floats, t: float, exponent: float
+) -> Floats:
+    """Return ln sigma_min of curves that decay like -logit = t (sigma_min / sigma)^p.
+
+    The threshold -t lies where all curves are flat and what a network has against an image's
+    content is as large as its answer. Further down the answer is clear: there the curve passes
+    each deeper threshold -b at sigma_b, and says sigma_min = sigma_b (b / t)^(1/p). The mean of
+    ln sigma_min over thresholds evenly spaced in ln b between t and `DEPTH` is taken. A threshold
+    that the curve does not reach, or that says less, counts as one octave below the direct
+    crossing. Every part of this rises when any logit falls, so a worse curve gets no lower level.
+
+    p = 2 for a weak shift of the mean: -E logit -> |x_0 - x_0'|^2 / (2 sigma^2), the
+    Kullback-Leibler divergence of two Gaussians.
+    """
+    if not t > 0:
+        raise ValueError("a curve that decays to P = 1/2 needs tau below 1/2")
+    rows = np.flatnonzero(np.isfinite(log_crossing_N))
+    fitted, direct = fitted_NL[rows], log_crossing_N[rows]
+    said = []
+    for b in np.geomspace(t, max(t, DEPTH), _NUM_THRESHOLDS):
+        shifted = fitted + (b - t)  # zero where the logit is -b; fitted is zero where it is -t
+        reached = shifted[:, 0] <= 0
+        log_level = np.full(len(rows), -np.inf)
+        log_level[reached] = _interpolate_zero(shifted[reached], log_sigmas_L)
+        said.append(np.maximum(log_level + np.log(b / t) / exponent, direct - np.log(2)))
+    out = log_crossing_N.copy()
+    out[rows] = np.mean(said, axis=0)
+    return out
 
 
 def _checked_log_sigmas(logits: Floats, sigmas_L: NDArray[np.floating], tau: float) -> Floats:

@@ -4,13 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ambient_omni.noise.crossing import CEILING, find_crossings, monotone_fit
+from ambient_omni.noise.crossing import find_crossings, monotone_fit
 
 SIGMAS = np.geomspace(0.02, 20, 24)
 logit_curves = hnp.arrays(
     np.float64, st.tuples(st.integers(1, 6), st.just(len(SIGMAS))), elements=st.floats(-8, 8)
 )
-taus = st.floats(0.3, 0.6)
+taus = st.floats(0.3, 0.49)
+exponents = st.sampled_from([None, 1.0, 2.0, 4.0])
 
 
 def comparable(sigma_min: np.ndarray) -> np.ndarray:
@@ -133,20 +134,23 @@ def test_the_monotone_fit_is_that_of_pool_adjacent_violators(values):
     np.testing.assert_allclose(monotone_fit(values), expected, atol=1e-9)
 
 
-@given(logit_curves, taus, taus)
-def test_a_higher_threshold_never_lowers_sigma_min(logits, first, second):
+@given(logit_curves, taus, taus, exponents)
+def test_a_higher_threshold_never_lowers_sigma_min(logits, first, second, exponent):
     low, high = sorted((first, second))
     at_low, at_high = (
-        comparable(find_crossings(logits, SIGMAS, tau).sigma_min) for tau in (low, high)
+        comparable(find_crossings(logits, SIGMAS, tau, decay_exponent=exponent).sigma_min)
+        for tau in (low, high)
     )
     assert np.all(at_high >= at_low * (1 - 1e-9))
 
 
-@given(logit_curves, taus, st.data())
-def test_worse_logits_never_lower_sigma_min(logits, tau, data):
+@given(logit_curves, taus, exponents, st.data())
+def test_worse_logits_never_lower_sigma_min(logits, tau, exponent, data):
     drop = data.draw(hnp.arrays(np.float64, logits.shape, elements=st.floats(0, 5)))
-    better = comparable(find_crossings(logits, SIGMAS, tau).sigma_min)
-    worse = comparable(find_crossings(logits - drop, SIGMAS, tau).sigma_min)
+    better = comparable(find_crossings(logits, SIGMAS, tau, decay_exponent=exponent).sigma_min)
+    worse = comparable(
+        find_crossings(logits - drop, SIGMAS, tau, decay_exponent=exponent).sigma_min
+    )
     assert np.all(worse >= better * (1 - 1e-9))
 
 
@@ -171,5 +175,48 @@ def test_every_answer_is_zero_null_or_within_the_levels(logits):
     assert np.all(found.slope[has_crossing] >= 0)
 
 
-def test_the_ceiling_is_above_the_threshold():
-    assert CEILING > 0
+def decaying(sigma_min: np.ndarray, tau: float, exponent: float) -> np.ndarray:
+    """Curves -logit = t (sigma_min / sigma)^p, on a fine grid."""
+    return np.log(tau / (1 - tau)) * (sigma_min[:, None] / FINE) ** exponent
+
+
+FINE = np.geomspace(0.02, 20, 300)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 2.0, 4.0])
+def test_a_power_law_of_the_stated_exponent_gives_its_sigma_min(exponent):
+    truth = np.array([0.8, 1.0, 3.0])
+    curves = decaying(truth, 0.45, exponent)
+    found = find_crossings(curves, FINE, 0.45, smoothing_octaves=0, decay_exponent=exponent)
+    np.testing.assert_allclose(found.sigma_min, truth, rtol=0.01)
+
+
+def test_a_bump_on_the_flat_end_moves_the_level_less_through_the_decay():
+    clean = decaying(np.array([1.0]), 0.45, 2.0)
+    bumped = clean - 0.15 * np.exp(-0.5 * (np.log(FINE / 1.5) / 0.3) ** 2)
+    direct = (
+        find_crossings(bumped, FINE, 0.45).sigma_min / find_crossings(clean, FINE, 0.45).sigma_min
+    )
+    through = (
+        find_crossings(bumped, FINE, 0.45, decay_exponent=2.0).sigma_min
+        / find_crossings(clean, FINE, 0.45, decay_exponent=2.0).sigma_min
+    )
+    assert 1 < through[0] < direct[0]
+
+
+def test_a_shallow_curve_is_at_most_an_octave_below_its_direct_crossing():
+    shallow = np.where(SIGMAS < 5, -0.7, 0.0)[None]
+    direct = find_crossings(shallow, SIGMAS, 0.45).sigma_min[0]
+    through = find_crossings(shallow, SIGMAS, 0.45, decay_exponent=2.0).sigma_min[0]
+    assert direct / 2 <= through
+
+
+def test_what_decays_only_beyond_the_levels_is_null():
+    found = find_crossings(decaying(np.array([60.0]), 0.45, 2.0), FINE, 0.45, decay_exponent=2.0)
+    assert found.is_null[0]
+    assert np.isnan(found.sigma_min[0])
+
+
+def test_a_decay_to_one_half_cannot_be_held_against_a_threshold_above_it():
+    with pytest.raises(ValueError, match="below 1/2"):
+        find_crossings(np.zeros((1, len(SIGMAS))), SIGMAS, 0.5, decay_exponent=2.0)
