@@ -81,6 +81,7 @@ class ImageTask:
     first_row: int
     last_row: int
     num_images: int
+    exclusions_version: int | None
 
 
 def images_per_task(num_images: int) -> int:
@@ -96,6 +97,7 @@ def images_per_task(num_images: int) -> int:
 def image_tasks(root: Root, facts: BatchFacts) -> list[ImageTask]:
     """Cut a batch into tasks of images of one shard each, in row order."""
     tasks, per_task = [], images_per_task(len(facts))
+    exclusions = root.tables.version("exclusions")
     for shard in pc.unique(facts.shards).to_pylist():
         rows = facts.sample_rows[pc.equal(facts.shards, shard).to_numpy()]
         for start in range(0, len(rows), per_task):
@@ -109,6 +111,7 @@ def image_tasks(root: Root, facts: BatchFacts) -> list[ImageTask]:
                     first_row=int(part[0]),
                     last_row=int(part[-1]),
                     num_images=len(part),
+                    exclusions_version=exclusions,
                 )
             )
     return tasks
@@ -144,7 +147,7 @@ def read_images(task: ImageTask) -> Iterator[ImageChunk]:
     unreadable: list[tuple[int, str]] = []
     held = 0
     with _open_shard(path) as shard:
-        for sample in _samples_of(task):
+        for sample in _samples_of(task).to_pylist():
             try:
                 image = _decode(shard, sample)
             except ImageRejected as error:
@@ -160,6 +163,12 @@ def read_images(task: ImageTask) -> Iterator[ImageChunk]:
         yield ImageChunk(np.array(rows, np.int64), images, unreadable)
 
 
+def read_ids(task: ImageTask) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the sample rows, int64 (N,) ascending, and sample ids of a task."""
+    samples = _samples_of(task)
+    return samples["sample_row"].to_numpy(), samples["sample_id"].to_pylist()
+
+
 def _open_shard(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
@@ -169,18 +178,21 @@ def _open_shard(path: Path) -> BinaryIO:
         ) from error
 
 
-def _samples_of(task: ImageTask) -> list[dict[str, Any]]:
+def _samples_of(task: ImageTask) -> pa.Table:
     columns = ["sample_row", "sample_id", "byte_offset", "num_bytes", "width", "height"]
-    table = _shard_samples(task.root, task.samples_version, task.batch, task.shard)
+    where = (task.root, task.samples_version, task.exclusions_version, task.batch, task.shard)
+    table = _shard_samples(*where)
     keys = table["sample_row"]
     inside = pc.and_(pc.greater_equal(keys, task.first_row), pc.less_equal(keys, task.last_row))
-    rows: list[dict[str, Any]] = table.filter(inside).select(columns).to_pylist()
-    return rows
+    return table.filter(inside).select(columns)
 
 
 @lru_cache(maxsize=1)
-def _shard_samples(root: Path, version: int, batch: str, shard: str) -> pa.Table:
-    # Tasks of one shard follow one another in a worker: its rows are read once.
+def _shard_samples(
+    root: Path, version: int, exclusions_version: int | None, batch: str, shard: str
+) -> pa.Table:
+    # Tasks of one shard follow one another in a worker, so its rows are read once. Workers outlive
+    # a job: a take-down between two jobs must not meet rows from before it, hence its version.
     snapshot = Root(root).tables.open("samples", version)
     return snapshot.read(where={"ingest_batch": batch, "shard": shard})
 

@@ -1,0 +1,162 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ambient_omni import classifier as classifier_module
+from ambient_omni import rng
+from ambient_omni.calibration import Calibration
+from ambient_omni.classifier import ClassifierConfig, load
+from ambient_omni.classifier_network import NoiseClassifierNetwork
+from ambient_omni.packs import PackMissing, to_x0
+from ambient_omni.transforms import Transform
+from pipelines.jobs import curves as curves_module
+from pipelines.jobs.annotate import annotate
+from pipelines.jobs.curves import curves, measure
+from pipelines.jobs.pack import build_pack
+from pipelines.measures import noise_space_of
+from pipelines.policies import ClassifierThreshold
+from pipelines.spark import TasksFailed
+from schemas.errors import BadInput, JobAlreadyRunning, TableMissing
+from schemas.registry import contract
+
+TRANSFORM = Transform(resolution=16)
+CONFIG = ClassifierConfig(num_levels=4, num_noises=2, network={"widths": (8,), "hidden": 8})
+
+
+def store_classifier(root, classifier_id="c1"):
+    """A classifier with drawn weights: this job does not care what it has learned."""
+    count, levels = CONFIG.num_folds, CONFIG.num_levels
+    for number in range(count):
+        network = NoiseClassifierNetwork(CONFIG.network, 3)
+        for place, parameter in enumerate(network.parameters()):
+            drawn = 0.3 * rng.normal(tuple(parameter.shape), number, "test-curves", place)
+            parameter.data = torch.from_numpy(np.ascontiguousarray(drawn))
+        file = root.classifiers / classifier_id / classifier_module._fold_file(number)
+        classifier_module._save(network, file)
+    plain = Calibration(np.ones(levels), np.zeros(levels))
+    classifier_module._store(root, classifier_id, CONFIG, TRANSFORM, [plain] * count)
+    per_level = ("balanced_accuracy", "tv_lower_bound", "tv_standard_error")
+    row = dict.fromkeys(contract("noise_classifiers").names, "x") | {
+        "classifier_id": classifier_id,
+        "question": "reference_against_pool",
+        "pool_batches": ["b1"],
+        "noise_space": TRANSFORM.noise_space,
+        "num_folds": count,
+        "sigmas": CONFIG.sigmas.tolist(),
+        "config": json.dumps(CONFIG.model_dump(mode="json")),
+        "weights_sha256": classifier_module._weights_hash(root, classifier_id, count),
+        "status": "candidate",
+        **{name: [0.5] * levels for name in per_level},
+    }
+    table = contract("noise_classifiers").table([row])
+    root.tables.upsert("noise_classifiers", table, job="tests")
+
+
+@pytest.fixture
+def batch(root, make_batch, images):
+    make_batch(root, "b1", images(10))
+    store_classifier(root)
+    return root
+
+
+@pytest.fixture
+def packed(spark, batch):
+    build_pack(batch, "b1", TRANSFORM)
+    return batch
+
+
+def rows_of(root):
+    return root.tables.read("noise_curves").to_pylist()
+
+
+def test_every_sample_gets_the_curve_of_its_own_pixels_from_its_own_fold(packed, images):
+    report = curves(packed, "b1", "c1")
+    assert (report.read, report.written) == (10, 10)
+    rows, samples = rows_of(packed), packed.tables.read("samples").to_pylist()
+    assert [row["sample_row"] for row in rows] == [s["sample_row"] for s in samples]
+    ids = [sample["sample_id"] for sample in samples]
+    grader = load(packed, "c1")
+    x0 = to_x0(np.stack([TRANSFORM.apply(image) for image in images(10)]))
+    expected = grader.curves(x0, ids)
+    assert np.array([r["logits"] for r in rows]) == pytest.approx(expected.logits, abs=1e-4)
+    errors = np.array([row["logit_standard_error"] for row in rows])
+    assert errors == pytest.approx(expected.logit_standard_error, abs=1e-4)
+    assert [row["fold"] for row in rows] == grader.folds_of(ids).tolist()
+
+
+def test_running_twice_changes_nothing(packed):
+    first = curves(packed, "b1", "c1")
+    before = rows_of(packed)
+    second = curves(packed, "b1", "c1")
+    assert (second.written, second.unchanged) == (0, 10)
+    assert second.versions == first.versions
+    assert rows_of(packed) == before
+
+
+def test_a_second_classifier_stands_beside_the_first(packed):
+    curves(packed, "b1", "c1")
+    store_classifier(packed, "c2")
+    curves(packed, "b1", "c2")
+    assert {row["classifier_id"] for row in rows_of(packed)} == {"c1", "c2"}
+    assert len(rows_of(packed)) == 20
+
+
+def _fails_on_its_first_try(task, writers, **options):
+    from pyspark import TaskContext
+
+    measure(task, writers, **options)
+    if TaskContext.get().attemptNumber() == 0:
+        raise RuntimeError("this try is lost")
+    return {}
+
+
+def _always_fails(task, writers, **options):
+    measure(task, writers, **options)
+    raise RuntimeError("this task is lost")
+
+
+def test_lost_tries_and_lost_jobs_leave_the_rows_of_an_undisturbed_run(packed, monkeypatch):
+    monkeypatch.setattr(curves_module, "measure", _always_fails)
+    with pytest.raises(TasksFailed, match="this task is lost"):
+        curves(packed, "b1", "c1")
+    assert not packed.tables.exists("noise_curves")
+    monkeypatch.setattr(curves_module, "measure", _fails_on_its_first_try)
+    curves(packed, "b1", "c1")
+    disturbed = packed.tables.read("noise_curves")
+    monkeypatch.undo()
+    slice_ = {"classifier_id": "c1", "ingest_batch": "b1"}
+    nothing = disturbed.slice(0, 0)
+    packed.tables.commit("noise_curves", nothing, slice=slice_, inputs={}, job="tests")
+    curves(packed, "b1", "c1")
+    assert packed.tables.read("noise_curves").equals(disturbed)
+
+
+def test_what_is_missing_is_named(batch):
+    with pytest.raises(PackMissing, match="no current pack for pixel:16x16"):
+        curves(batch, "b1", "c1")
+    with pytest.raises(BadInput, match="no noise classifier 'c9'"):
+        curves(batch, "b1", "c9")
+    with pytest.raises(TableMissing, match="'nope' has no samples"):
+        curves(batch, "nope", "c1")
+    with batch.lock("curves-c1", "b1"), pytest.raises(JobAlreadyRunning):
+        curves(batch, "b1", "c1")
+
+
+def test_a_pack_from_before_the_batch_changed_is_refused(packed):
+    slice_ = {"ingest_batch": "b1"}
+    less = packed.tables.read("samples").slice(0, 3)
+    packed.tables.commit("samples", less, slice=slice_, inputs={"changed": 1}, job="tests")
+    with pytest.raises(PackMissing, match="no current pack"):
+        curves(packed, "b1", "c1")
+
+
+def test_curves_feed_a_policy_without_another_look_at_pixels(packed):
+    curves(packed, "b1", "c1")
+    for shard in packed.shards.rglob("*.tar"):
+        shard.unlink()
+    policy = ClassifierThreshold(noise_space=noise_space_of(packed, "c1"), classifier_id="c1")
+    report = annotate(packed, "b1", policy)
+    assert report.written == 10
+    assert packed.tables.read("noise_annotations").num_rows == 10
