@@ -1,5 +1,6 @@
 """Arms of the comparison: which policy each obeys, and which run trained it."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dagster_project.recipe import ClassifierRule, FixedRule, RankRule, Recipe
@@ -11,6 +12,7 @@ from schemas.root import Root
 
 if TYPE_CHECKING:
     from ambient_omni.config import TrainConfig
+    from ambient_omni.evaluation import HeldOutLoss
 
 AnyPolicy = ClassifierThreshold | FixedPerSource | QualityRank
 
@@ -79,6 +81,24 @@ def run_id_of(root: Root, request: Request, recipe: Recipe, arm: str) -> str:
     from ambient_omni.run_record import RunRecord
 
     return RunRecord.of(root, config_of(root, request, recipe, arm)).run_id
+
+
+def evaluate_once(root: Root, run_id: str, reference_set: str, max_images: int) -> "HeldOutLoss":
+    """Return a run's held-out loss; measured again only if checkpoint or images changed."""
+    from ambient_omni.evaluation import evaluate, read_heldout
+    from ambient_omni.run_record import find_run
+
+    known = read_heldout(root.runs / run_id).get(reference_set)
+    members = root.tables.read("reference_sets", ["sample_row"], {"reference_set": reference_set})
+    selected = Path(find_run(root, run_id)["checkpoint"] or "").name
+    if (
+        known is not None
+        and known.checkpoint == selected
+        and set(known.sample_rows) <= set(members["sample_row"].to_pylist())
+        and known.num_images == min(members.num_rows, max_images)
+    ):
+        return known
+    return evaluate(root, run_id, reference_set)
 
 
 def judging_set(request: Request) -> str:

@@ -18,12 +18,13 @@ from dagster_project.defs.project import Project
 )
 def heldout_evaluation(context: dg.AssetExecutionContext, project: Project) -> Result:
     """Evaluate one arm."""
-    from ambient_omni.evaluation import evaluate
-    from dagster_project.arms import judging_set, run_id_of
+    from dagster_project.arms import evaluate_once, judging_set, run_id_of
 
     root, request, arm = project.root, project.request, context.partition_key
-    run_id = run_id_of(root, request, request.full_recipe, arm)
-    loss, seconds = timed(evaluate, root, run_id, judging_set(request))
+    recipe = request.full_recipe
+    run_id = run_id_of(root, request, recipe, arm)
+    max_images = recipe.training.held_out.max_images
+    loss, seconds = timed(evaluate_once, root, run_id, judging_set(request), max_images)
     metadata: dict[str, Any] = {
         "run_id": run_id,
         "reference_set": loss.reference_set,
