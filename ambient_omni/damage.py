@@ -83,10 +83,10 @@ def motion_blur(image_HWC: ImageHWC, severity: float, generator: np.random.Gener
 
 
 def down_up(image_HWC: ImageHWC, severity: float, generator: np.random.Generator) -> ImageHWC:
-    """Scale down by the factor `severity` (> 1) and back up: bilinear down, bicubic up."""
+    """Scale down by the factor `severity` (> 1) and back up: Lanczos down, bicubic up."""
     height, width, _ = image_HWC.shape
     small = (max(1, round(width / severity)), max(1, round(height / severity)))
-    image = Image.fromarray(image_HWC).resize(small, Image.Resampling.BILINEAR)
+    image = Image.fromarray(image_HWC).resize(small, Image.Resampling.LANCZOS)
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 

@@ -31,7 +31,7 @@ from ambient_omni.progress import progress
 from schemas.errors import BadInput
 from schemas.ids import canonical_hash, sample_id_of
 
-MADE_BY = "demo_data/1"
+MADE_BY = "demo_data/2"
 """Changes whenever the same config gives other bytes, so that old folders are made anew."""
 
 UNDAMAGED = "none"
@@ -57,12 +57,14 @@ SKIN_TONES = frozenset({"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"})
 SAME_BASE = {"1F468": "1F9D1", "1F469": "1F9D1"}
 FLAG_LETTERS = range(0x1F1E6, 0x1F200)
 
+# About a factor two apart: at 32 pixels what a blur takes away differs so much between drawings
+# that closer severities overlap (docs/experiments.md).
 DEFAULT_SEVERITIES: Mapping[str, tuple[float, ...]] = {
-    "gaussian_blur": (0.6, 0.9, 1.3, 2.0),
-    "motion_blur": (3.0, 5.0, 7.0, 10.0),
-    "down_up": (1.6, 2.2, 3.2, 4.5),
-    "jpeg": (50.0, 70.0, 85.0, 93.0),
-    "sensor_noise": (10.0, 20.0, 35.0, 60.0),
+    "gaussian_blur": (0.4, 0.6, 1.0, 2.0),
+    "motion_blur": (1.0, 2.0, 5.0, 12.0),
+    "down_up": (1.2, 1.6, 3.0, 6.0),
+    "jpeg": (20.0, 50.0, 75.0, 92.0),
+    "sensor_noise": (8.0, 16.0, 32.0, 64.0),
 }
 
 

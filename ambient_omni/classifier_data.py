@@ -1,0 +1,159 @@
+"""What a noise classifier is trained and measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ambient_omni.classifier_config import ClassifierConfig
+from ambient_omni.packs import PackSet
+from ambient_omni.transforms import Transform
+from schemas.errors import BadInput, NotEnoughReferences
+from schemas.ids import canonical_hash, hash_fraction
+from schemas.root import Root
+
+VALIDATION = "validation"
+HELD_OUT_SETS = (VALIDATION, "evaluation")
+MIN_TRUSTED = 32
+MIN_VALIDATION = 8
+MIN_POOL_PER_FOLD = 16
+_COLUMNS = ["sample_row", "sample_id", "ingest_batch"]
+
+
+def fold_of(sample_id: str, num_folds: int) -> int:
+    """Return the fold that grades an image: by its bytes, so twins in two batches share it."""
+    return int(hash_fraction(sample_id, "classifier-fold") * num_folds)
+
+
+@dataclass(frozen=True)
+class Members:
+    """Some samples: `sample_rows` (N,), `sample_ids` and the batches that hold them."""
+
+    sample_rows: NDArray[np.int64]
+    sample_ids: tuple[str, ...]
+    batches: tuple[str, ...]
+
+    @classmethod
+    def of(cls, samples: pa.Table) -> Members:
+        """Take them from rows of the samples table."""
+        return cls(
+            samples["sample_row"].to_numpy(),
+            tuple(samples["sample_id"].to_pylist()),
+            tuple(sorted(pc.unique(samples["ingest_batch"]).to_pylist())),
+        )
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def images(self, root: Root, transform: Transform) -> PackedImages:
+        """Open their pixels.
+
+        Raises:
+            PackMissing: a batch has no complete pack of the transform.
+        """
+        packs = PackSet.open(root.packs, transform, self.batches)
+        return PackedImages(packs, packs.index_of(self.sample_rows), self.sample_ids)
+
+
+@dataclass(frozen=True)
+class PackedImages:
+    """N images in packs, by position; `sample_ids` in the same order."""
+
+    packs: PackSet
+    index: NDArray[np.int64]
+    sample_ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, indices: NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Return uint8 (len(indices), H, W, C)."""
+        return self.packs.take(self.index[indices])
+
+    def subset(self, positions: NDArray[np.integer]) -> PackedImages:
+        """Return some of them."""
+        names = tuple(self.sample_ids[i] for i in positions)
+        return PackedImages(self.packs, self.index[positions], names)
+
+    def first_by_content(self, count: int) -> PackedImages:
+        """Return at most `count` of them: always the same ones, whatever else is there."""
+        places = [hash_fraction(name, "classifier-measure") for name in self.sample_ids]
+        return self.subset(np.sort(np.argsort(places, kind="stable")[:count]))
+
+
+@dataclass(frozen=True)
+class ClassifierData:
+    """The three sets of samples: positives, held-out references, and the pool without either."""
+
+    trusted: Members
+    validation: Members
+    pool: Members
+
+    @classmethod
+    def read(cls, root: Root, pool_batches: Sequence[str], reference_set: str) -> ClassifierData:
+        """Read who is who.
+
+        Images of the pool whose bytes also stand in a reference set are left out: they are no
+        evidence of what the pool looks like, and held-out ones are never trained on.
+
+        Raises:
+            NotEnoughReferences: too few to train on, or to check the classifier with.
+            BadInput: the pool is too small to be divided into folds.
+            TableMissing: nothing was ingested yet.
+        """
+        samples = root.tables.open("samples")
+        members = {
+            name: _members(root, name) for name in dict.fromkeys((reference_set, *HELD_OUT_SETS))
+        }
+        known = {name for rows in members.values() for name in rows["sample_id"].to_pylist()}
+        pool = samples.read(_COLUMNS, {"ingest_batch": list(pool_batches)})
+        pool = pool.filter(
+            pc.invert(pc.is_in(pool["sample_id"], pa.array(sorted(known), pa.string())))
+        )
+        found = cls(
+            Members.of(members[reference_set]), Members.of(members[VALIDATION]), Members.of(pool)
+        )
+        found._require_enough(reference_set, pool_batches)
+        return found
+
+    def classifier_id(self, config: ClassifierConfig, transform: Transform) -> str:
+        """Return the name of the classifier that these images, pixels and settings make."""
+        return canonical_hash(
+            {
+                "config": config.model_dump(mode="json"),
+                "transform": transform.transform_id,
+                "trusted": canonical_hash(sorted(self.trusted.sample_ids)),
+                "validation": canonical_hash(sorted(self.validation.sample_ids)),
+                "pool": canonical_hash(sorted(self.pool.sample_ids)),
+            }
+        )
+
+    def _require_enough(self, reference_set: str, pool_batches: Sequence[str]) -> None:
+        for members, least, name in (
+            (self.trusted, MIN_TRUSTED, reference_set),
+            (self.validation, MIN_VALIDATION, VALIDATION),
+        ):
+            if len(members) < least:
+                raise NotEnoughReferences(
+                    f"the reference set {name!r} has {len(members)} images; a noise classifier "
+                    f"needs {least}: give more reference images, or use a fixed policy"
+                )
+        if len(self.pool) < 2 * MIN_POOL_PER_FOLD:
+            raise BadInput(
+                f"the pool ({', '.join(pool_batches)}) has {len(self.pool)} images that are no "
+                f"references; a noise classifier needs {2 * MIN_POOL_PER_FOLD}: ingest more"
+            )
+
+
+def _members(root: Root, reference_set: str) -> pa.Table:
+    rows = root.tables.read("reference_sets", ["sample_row"], {"reference_set": reference_set})
+    wanted = rows["sample_row"].to_pylist()
+    samples = root.tables.open("samples")
+    if not wanted:
+        return samples.contract.empty().select(_COLUMNS)
+    return samples.read(_COLUMNS, {"sample_row": wanted})

@@ -1,0 +1,161 @@
+"""The time-conditional network that tells trusted images from the pool's, both noised.
+
+Legend: B batch, C channels, H height, W width, F features.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as nnf
+
+from ambient_omni.classifier_config import ClassifierNetworkConfig
+
+SIGMA_DATA = 0.5
+COSINE_WINDOWS = ((4, 2), (8, 4))
+"""Sides and strides of the cosine transforms. 8 at multiples of 4 meets the blocks of JPEG."""
+
+_EMBEDDING = 32
+_CONDITION = 64
+
+
+class NoiseClassifierNetwork(nn.Module):
+    """Logit of P(trusted) from two views of a noised image.
+
+    What damage changes first is how much power stands at which spatial frequency. So one view is
+    fixed: mean power and peakedness of the coefficients of local cosine transforms, in units of
+    the noise. It needs no learning and makes short training possible. The other, a small CNN on
+    patches, learns what such averages miss: above about sigma = 1 damage shows only in structures
+    that many pixels share. Both are read by a head that knows the level.
+
+    Args:
+        config: sizes.
+        channels: C of the images.
+    """
+
+    def __init__(self, config: ClassifierNetworkConfig, channels: int = 3) -> None:
+        super().__init__()
+        self._patch = config.patch
+        mix = _decorrelation(channels)
+        for number, (side, _) in enumerate(COSINE_WINDOWS):
+            self.register_buffer(f"cosines_{number}", _cosine_filters(side, mix), persistent=False)
+        num_power = sum(2 * channels * side**2 for side, _ in COSINE_WINDOWS)
+        self.level = nn.Sequential(
+            nn.Linear(_EMBEDDING, _CONDITION),
+            nn.SiLU(),
+            nn.Linear(_CONDITION, _CONDITION),
+            nn.SiLU(),
+        )
+        widths = config.widths
+        self.stem = nn.Conv2d(channels * config.patch**2, widths[0], 3, padding=1)
+        self.halvings = nn.ModuleList(
+            nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths)
+        )
+        self.blocks = nn.ModuleList(_Residual(width, config.dropout) for width in widths)
+        # Features differ by orders of magnitude; their running scale is not learned, only measured.
+        self.power_scale = nn.BatchNorm1d(num_power, affine=False, momentum=0.05)
+        self.learned_scale = nn.BatchNorm1d(2 * widths[-1], affine=False, momentum=0.05)
+        self.hidden = nn.ModuleList(
+            _Conditioned(num_in, config.hidden, config.dropout)
+            for num_in in (num_power + 2 * widths[-1], config.hidden)
+        )
+        self.out = nn.Linear(config.hidden, 1)
+        self.offset = nn.Linear(_CONDITION, 1)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+        """Return (B,) logits for noised images x_t = x_0 + sigma z, x_0 in [-1, 1]."""
+        level_BE = self.level(_fourier(sigma_B.log() / 4))
+        power_BF = self.power_scale(self._power(x_BCHW, sigma_B))
+        learned_BF = self.learned_scale(self._learned(x_BCHW, sigma_B, level_BE))
+        h = torch.cat([power_BF, learned_BF], 1)
+        for layer in self.hidden:
+            h = layer(h, level_BE)
+        logits: Tensor = (self.out(h) + self.offset(level_BE))[:, 0]
+        return logits
+
+    def _power(self, x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+        features = []
+        for number, (_, stride) in enumerate(COSINE_WINDOWS):
+            coefficients = nnf.conv2d(x_BCHW, self.get_buffer(f"cosines_{number}"), stride=stride)
+            power_BF = coefficients.square().mean((2, 3))
+            # E|c|^2 / E c^2: 2/pi for Gaussian coefficients, less where a few stand out.
+            peak_BF = coefficients.abs().mean((2, 3)).square() / (power_BF + 1e-6)
+            features += [(power_BF / sigma_B[:, None] ** 2 + 1e-3).log(), peak_BF.log()]
+        return torch.cat(features, 1)
+
+    def _learned(self, x_BCHW: Tensor, sigma_B: Tensor, level_BE: Tensor) -> Tensor:
+        scale_B111 = (sigma_B**2 + SIGMA_DATA**2).rsqrt()[:, None, None, None]
+        h = self.stem(nnf.pixel_unshuffle(x_BCHW * scale_B111, self._patch))
+        h = self.blocks[0](h, level_BE)
+        for halve, block in zip(self.halvings, list(self.blocks)[1:], strict=True):
+            h = block(halve(h), level_BE)
+        h = nnf.silu(h)
+        # Mean and spread over positions: damage is a property of the texture, not of a place.
+        return torch.cat([h.mean((2, 3)), (h.var((2, 3), unbiased=False) + 1e-5).sqrt()], 1)
+
+
+class _Residual(nn.Module):
+    """Two convolutions whose features are scaled and shifted by the level."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, width)
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.modulate = nn.Linear(_CONDITION, 2 * width)
+        self.dropout = nn.Dropout(dropout)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        with torch.no_grad():
+            self.second.weight.mul_(0.3)  # begin close to the identity
+
+    def forward(self, x_BCHW: Tensor, level_BE: Tensor) -> Tensor:
+        scale, shift = self.modulate(level_BE)[:, :, None, None].chunk(2, 1)
+        h = nnf.silu(self.first(self.norm(x_BCHW)) * (1 + scale) + shift)
+        result: Tensor = x_BCHW + self.second(self.dropout(h))
+        return result
+
+
+class _Conditioned(nn.Module):
+    """A linear layer whose features are scaled and shifted by the level."""
+
+    def __init__(self, num_in: int, num_out: int, dropout: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(num_in, num_out)
+        self.modulate = nn.Linear(_CONDITION, 2 * num_out)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BF: Tensor, level_BE: Tensor) -> Tensor:
+        scale, shift = self.modulate(level_BE).chunk(2, 1)
+        h: Tensor = self.dropout(nnf.silu(self.linear(x_BF) * (1 + scale) + shift))
+        return h
+
+
+def _fourier(c_noise_B: Tensor) -> Tensor:
+    """Return (B, _EMBEDDING) cosines and sines of c_noise = ln(sigma) / 4."""
+    frequencies = torch.linspace(0, math.log(100), _EMBEDDING // 2).exp()
+    angles = c_noise_B[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], 1)
+
+
+def _decorrelation(channels: int) -> Tensor:
+    """Return an orthonormal (C, C) mix: brightness and two colour differences for RGB."""
+    if channels != 3:
+        return torch.eye(channels)
+    mix = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
+    return nnf.normalize(mix, dim=1)
+
+
+def _cosine_filters(side: int, mix_CC: Tensor) -> Tensor:
+    """Return the (C side^2, C, side, side) filters of an orthonormal 2-D DCT-II per mixed channel.
+
+    Source: Ahmed, Natarajan, Rao, Discrete Cosine Transform, 1974.
+    """
+    frequency, place = torch.arange(side)[:, None], torch.arange(side)[None, :]
+    one = torch.cos(math.pi * (place + 0.5) * frequency / side) * math.sqrt(2 / side)
+    one[0] /= math.sqrt(2)
+    two = torch.einsum("ai,bj->abij", one, one).reshape(side**2, side, side)
+    filters = torch.einsum("oc,kij->okcij", mix_CC, two)
+    return filters.reshape(-1, len(mix_CC), side, side)

@@ -1,0 +1,284 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from ambient_omni import rng
+from ambient_omni.classifier import (
+    ClassifierConfig,
+    classifier_id_for,
+    fold_of,
+    load,
+    train_classifier,
+)
+from ambient_omni.damage import damage
+from ambient_omni.packs import PackSet, PackWriter, to_x0
+from ambient_omni.transforms import Transform
+from schemas.errors import BadInput, ClassifierRefused, NotEnoughReferences
+
+TRANSFORM = Transform(resolution=16)
+QUICK = {
+    "network": {"widths": (8,), "hidden": 32},
+    "num_images": 6_000,
+    "num_levels": 6,
+    "sigma_low": 0.03,
+    "sigma_high": 20.0,
+    "num_noises": 2,
+    "control": {"severities": {"gaussian_blur": 1.5, "sensor_noise": 32.0}},
+}
+
+
+def pictures(count: int, seed: int) -> list[np.ndarray]:
+    """Squares of random place, size and colour on white: hard edges, flat areas."""
+    draw = rng.generator(seed, "classifier-pictures")
+    out = []
+    for _ in range(count):
+        image = np.full((16, 16, 3), 255, np.uint8)
+        for _ in range(3):
+            top, left = draw.integers(0, 10, 2)
+            height, width = draw.integers(3, 8, 2)
+            image[top : top + height, left : left + width] = draw.integers(0, 256, 3)
+        out.append(image)
+    return out
+
+
+def damaged(images: list[np.ndarray], kind: str, severity: float) -> list[np.ndarray]:
+    return [
+        damage(kind, severity, image, rng.generator(0, "test-pool", kind, i))
+        for i, image in enumerate(images)
+    ]
+
+
+def fill(root, make_batch, tiny, pool, *, num_reference=60):
+    """A root with packs of `pool` and of clean references, a fifth of them for validation."""
+    batches = {"ref": pictures(num_reference, seed=1), "pool": pool}
+    for name, images in batches.items():
+        rows = make_batch(root, name, images, images_per_shard=200)["sample_row"].to_numpy()
+        writer = PackWriter(root.packs, TRANSFORM, name, "tests")
+        writer.begin()
+        with writer.chunk(0) as chunk:
+            for row, image in zip(rows, images, strict=True):
+                chunk.add(int(row), image)
+        writer.finish([chunk.info])
+        if name == "ref":
+            tiny.define_set(root, "validation", rows[: num_reference // 5])
+            tiny.define_set(root, "trusted", rows[num_reference // 5 :])
+    return root
+
+
+def train(root, **changes):
+    return train_classifier(
+        root,
+        ClassifierConfig.model_validate({**QUICK, **changes}),
+        pool_batches=["pool"],
+        reference_set="trusted",
+        transform=TRANSFORM,
+    )
+
+
+@pytest.fixture(scope="module")
+def mixed_pool():
+    """Half clean, a quarter blurred, a quarter noisy."""
+    images = pictures(160, seed=2)
+    blurred = damaged(images[80:120], "gaussian_blur", 1.5)
+    return images[:80] + blurred + damaged(images[120:], "sensor_noise", 32.0)
+
+
+@pytest.fixture
+def filled(root, make_batch, tiny, mixed_pool):
+    return fill(root, make_batch, tiny, mixed_pool)
+
+
+@pytest.fixture
+def trained(filled, kept):
+    """`filled` with its classifier, trained once for all tests: (root, classifier_id)."""
+    if "row" not in kept:
+        name = train(filled)
+        shutil.copytree(filled.classifiers / name, kept["folder"] / name)
+        kept["row"] = filled.tables.read("noise_classifiers")
+        return filled, name
+    (name,) = kept["row"]["classifier_id"].to_pylist()
+    shutil.copytree(kept["folder"] / name, filled.classifiers / name)
+    filled.tables.upsert("noise_classifiers", kept["row"], job="tests")
+    return filled, name
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return {"folder": tmp_path_factory.mktemp("classifier")}
+
+
+def pool_of(root):
+    samples = root.tables.read("samples", where={"ingest_batch": "pool"})
+    packs = PackSet.open(root.packs, TRANSFORM, ["pool"])
+    pixels = packs.take(packs.index_of(samples["sample_row"].to_numpy()))
+    return to_x0(pixels), samples["sample_id"].to_pylist()
+
+
+def test_it_tells_damaged_from_clean_at_low_levels_and_nothing_at_the_highest(trained):
+    filled, name = trained
+    classifier = load(filled, name)
+    x0, names = pool_of(filled)
+    curves = classifier.curves(x0, names)
+    assert curves.logits.shape == curves.logit_standard_error.shape == (160, 6)
+    clean, bad = curves.logits[:80, 0], curves.logits[80:, 0]
+    assert np.mean(clean[:, None] > bad[None]) > 0.9
+    assert np.abs(curves.logits[:, -1]).max() < 0.5
+    assert np.median(clean) > 0 > np.median(bad)
+
+
+def test_the_row_says_what_it_can_tell_and_what_the_control_found(trained):
+    filled, classifier_id = trained
+    (row,) = filled.tables.read("noise_classifiers").to_pylist()
+    assert row["classifier_id"] == classifier_id
+    assert row["noise_space"] == TRANSFORM.noise_space
+    assert row["tv_lower_bound"] == pytest.approx(2 * np.array(row["balanced_accuracy"]) - 1)
+    assert row["tv_lower_bound"][0] > row["tv_lower_bound"][-1]
+    planted = json.loads(row["control"])["planted"]
+    assert any(finding["found"] for finding in planted.values())
+
+
+def test_training_twice_changes_nothing_and_trains_nothing(trained, monkeypatch):
+    filled, first = trained
+    before = filled.tables.version("noise_classifiers")
+    monkeypatch.setattr(
+        "ambient_omni.classifier.train_fold", lambda *_: pytest.fail("trained again")
+    )
+    assert train(filled) == first
+    assert filled.tables.version("noise_classifiers") == before
+
+
+def test_a_stopped_training_goes_on_with_the_fold_that_is_missing(filled, monkeypatch):
+    import ambient_omni.classifier as module
+
+    trained, whole = [], module.train_fold
+
+    def stops_at_second(trusted, pool, config, fold):
+        if fold == 1 and 1 not in trained:
+            trained.append(1)
+            raise KeyboardInterrupt
+        trained.append((fold, "done"))
+        return whole(trusted, pool, config, fold)
+
+    monkeypatch.setattr(module, "train_fold", stops_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        train(filled)
+    assert filled.tables.version("noise_classifiers") is None
+    train(filled)
+    assert trained == [(0, "done"), 1, (1, "done")]
+
+
+def test_the_same_inputs_give_the_same_weights_and_curves(
+    tmp_path, filled, make_batch, tiny, mixed_pool
+):
+    from schemas.root import Root
+
+    other = fill(Root.create(tmp_path / "other"), make_batch, tiny, mixed_pool)
+    first, second = (load(root, train(root)) for root in (filled, other))
+    assert first.classifier_id == second.classifier_id
+    x0, names = pool_of(filled)
+    one, two = (c.curves(x0[:20], names[:20]).logits for c in (first, second))
+    np.testing.assert_allclose(one, two, atol=1e-4)
+
+
+def test_an_image_gets_the_same_curve_in_any_batch(trained):
+    filled, name = trained
+    classifier = load(filled, name)
+    x0, names = pool_of(filled)
+    together = classifier.curves(x0, names).logits
+    alone = np.concatenate(
+        [classifier.curves(x0[i : i + 1], names[i : i + 1]).logits for i in (3, 90)]
+    )
+    np.testing.assert_allclose(alone, together[[3, 90]], atol=1e-4)
+
+
+def test_no_fold_trains_on_an_image_that_it_grades(filled, monkeypatch):
+    import ambient_omni.classifier as module
+
+    seen, whole = {}, module.train_fold
+
+    def spy(trusted, pool, config, fold):
+        seen[fold] = set(pool.sample_ids) | set(trusted.sample_ids)
+        return whole(trusted, pool, config, fold)
+
+    monkeypatch.setattr(module, "train_fold", spy)
+    classifier = load(filled, train(filled))
+    _, names = pool_of(filled)
+    for name, fold in zip(names, classifier.folds_of(names), strict=True):
+        assert fold == fold_of(name, 2)
+        assert name not in seen[fold]
+
+
+def test_grading_by_a_fold_that_may_have_seen_the_image_is_refused(trained):
+    filled, name = trained
+    classifier = load(filled, name)
+    x0, names = pool_of(filled)
+    with pytest.raises(ValueError, match="fold"):
+        classifier.curves(x0[:2], names[:2], 1 - classifier.folds_of(names[:2]))
+
+
+def test_a_pool_image_that_is_also_a_reference_is_no_negative(root, make_batch, tiny, mixed_pool):
+    twin = pictures(60, seed=1)[0]  # the bytes of the first validation image
+    filled = fill(root, make_batch, tiny, [*mixed_pool, twin])
+    from ambient_omni.classifier_data import ClassifierData
+
+    data = ClassifierData.read(filled, ["pool"], "trusted")
+    assert len(data.pool) == len(mixed_pool)
+    assert not set(data.pool.sample_ids) & set(data.validation.sample_ids)
+
+
+def test_other_settings_or_other_images_make_another_classifier(filled, make_batch, tiny):
+    def named(**changes):
+        return classifier_id_for(
+            filled,
+            ClassifierConfig.model_validate({**QUICK, **changes}),
+            pool_batches=["pool"],
+            reference_set="trusted",
+            transform=TRANSFORM,
+        )
+
+    before = named()
+    assert named() == before != named(seed=1)
+    rows = filled.tables.read("reference_sets", where={"reference_set": "trusted"})
+    tiny.define_set(filled, "trusted", rows["sample_row"].to_numpy()[1:])
+    assert named() != before
+
+
+def test_a_classifier_that_learned_nothing_is_refused(filled):
+    with pytest.raises(ClassifierRefused, match=r"does not find damage .* train it longer"):
+        train(filled, num_images=2, learning_rate=1e-9)
+    assert filled.tables.version("noise_classifiers") is None
+
+
+def test_a_pool_as_good_as_the_reference_is_refused_and_says_what_to_do(root, make_batch, tiny):
+    filled = fill(root, make_batch, tiny, pictures(120, seed=3))
+    with pytest.raises(ClassifierRefused, match="use a fixed policy"):
+        train(filled, num_images=2_000)
+
+
+def test_too_few_references_are_named_with_their_count(root, make_batch, tiny, mixed_pool):
+    filled = fill(root, make_batch, tiny, mixed_pool, num_reference=20)
+    with pytest.raises(NotEnoughReferences, match=r"'trusted' has 16 images; .* needs 32"):
+        train(filled)
+
+
+def test_too_small_a_pool_is_named_with_its_count(root, make_batch, tiny):
+    filled = fill(root, make_batch, tiny, pictures(5, seed=3))
+    with pytest.raises(BadInput, match="has 5 images"):
+        train(filled)
+
+
+def test_altered_weights_are_refused(trained):
+    filled, classifier_id = trained
+    file = filled.classifiers / classifier_id / "fold-1.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+    with pytest.raises(ClassifierRefused, match="missing or altered"):
+        load(filled, classifier_id)
+
+
+def test_an_unknown_classifier_is_bad_input(filled):
+    with pytest.raises(BadInput, match="no noise classifier 'nobody'"):
+        load(filled, "nobody")
