@@ -4,11 +4,10 @@ from pipelines.report.drawing.classifier import probability_curve, tv_bound
 from pipelines.report.drawing.levels import effective_samples, severity_medians, sigma_min_cdf
 from pipelines.report.drawing.mosaic import encode, mosaic
 from pipelines.report.drawing.scores import score_against_level, score_histogram
-from pipelines.report.drawing.style import DARK, LIGHT, Theme
+from pipelines.report.drawing.style import LIGHT, Theme
 from pipelines.report.drawing.training import heldout_difference, training_curves
 
 __all__ = [
-    "DARK",
     "LIGHT",
     "Theme",
     "effective_samples",

@@ -50,7 +50,7 @@ def tv_bound(
     axes.set_ylim(min(-0.1, float((y - BAND * e).min())), 1.0)
     axes.text(
         x[-1],
-        0.02,
+        -0.02,
         "0: cannot be told apart",
         ha="right",
         va="bottom",

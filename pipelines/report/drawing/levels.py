@@ -95,7 +95,7 @@ def effective_samples(
     figure, axes = panel(theme, title=title, xlabel=SIGMA_LABEL, ylabel="images")
     log_sigma_axis(axes, edges[0], edges[-1])
     counts = {name: np.asarray(values, np.float64) for name, values in counts_by_arm.items()}
-    top = max([float(c.max()) for c in counts.values()] or [1.0]) * 1.08
+    top = max([float(c.max()) for c in counts.values()] or [1.0]) * 1.2
     axes.set_ylim(0, max(top, 1.0))
     if prior_share is not None:
         _draw_prior(axes, edges, np.asarray(prior_share, np.float64), theme)
@@ -116,16 +116,8 @@ def _draw_prior(
     # The area has no unit of its own here: its shape says where the trainer spends its draws.
     height = 0.45 * axes.get_ylim()[1] * share / max(float(share.max()), 1e-12)
     axes.stairs(height, edges, fill=True, color=theme.fill, zorder=0.5)
-    peak = int(share.argmax())
-    axes.text(
-        float(np.sqrt(edges[peak] * edges[peak + 1])),
-        float(height[peak]) * 0.45,
-        "training\ndraws",
-        ha="center",
-        va="center",
-        fontsize=8,
-        color=theme.muted,
-    )
+    small = {"fontsize": 8, "color": theme.muted, "va": "top"}
+    axes.text(0.01, 0.985, "grey: where the training draws fall", small, transform=axes.transAxes)
 
 
 def severity_medians(

@@ -45,15 +45,6 @@ LIGHT = Theme(
     series=("#0072b2", "#d55e00", "#009e73", "#8a5fb0", "#8c6d1f", "#555f6b"),
     sources=("#8a5fb0", "#c77f00", "#2b93c9", "#c2588f", "#6b7683", "#4f7d2c"),
 )
-DARK = Theme(
-    background="#181b20",
-    text="#e8ebef",
-    muted="#a0a9b4",
-    grid="#2d333b",
-    fill="#3a424d",
-    series=("#56b4e9", "#f2863c", "#2cc79a", "#bd97de", "#d8b84f", "#a8b1bc"),
-    sources=("#bd97de", "#f0b13e", "#62bdf0", "#e58bbb", "#a8b1bc", "#95c56a"),
-)
 # An arm keeps its colour in every plot of every report.
 ARM_COLOURS = {"only_reference": 0, "everything": 1, "annotated": 2}
 
@@ -89,6 +80,7 @@ def panel(
         layout="constrained",
     )
     FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.07, h_pad=0.08)  # type: ignore[union-attr]
     axes = figure.add_subplot()
     dress(axes, theme)
     axes.set_title(plain(title), loc="left", fontsize=TEXT_POINTS + 1, color=theme.text, pad=8)
@@ -113,12 +105,16 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+# The wider the axis, the fewer numbers in each decade.
+_SUBS = ((60, (1.0, 2.0, 5.0)), (3000, (1.0, 3.0)), (float("inf"), (1.0,)))
+
+
 def log_sigma_axis(axes: Axes, lowest: float, highest: float) -> None:
     """Make x a logarithmic axis of noise levels with plain numbers."""
     axes.set_xscale("log")
     axes.set_xlim(lowest, highest)
-    wide = highest / lowest > 200
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    subs = next(subs for ratio, subs in _SUBS if highest / lowest < ratio)
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=20))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
