@@ -31,7 +31,7 @@ from ambient_omni.progress import progress
 from schemas.errors import BadInput
 from schemas.ids import canonical_hash, sample_id_of
 
-MADE_BY = "demo_data/2"
+MADE_BY = "demo_data/3"
 """Changes whenever the same config gives other bytes, so that old folders are made anew."""
 
 UNDAMAGED = "none"
@@ -61,7 +61,7 @@ FLAG_LETTERS = range(0x1F1E6, 0x1F200)
 # that closer severities overlap (docs/experiments.md).
 DEFAULT_SEVERITIES: Mapping[str, tuple[float, ...]] = {
     "gaussian_blur": (0.4, 0.6, 1.0, 2.0),
-    "motion_blur": (1.0, 2.0, 5.0, 12.0),
+    "motion_blur": (0.7, 1.5, 4.0, 12.0),
     "down_up": (1.2, 1.6, 3.0, 6.0),
     "jpeg": (20.0, 50.0, 75.0, 92.0),
     "sensor_noise": (8.0, 16.0, 32.0, 64.0),

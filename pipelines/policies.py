@@ -73,6 +73,12 @@ class ClassifierThreshold(_Policy):
     smoothing_octaves: float = Field(
         default=0.25, ge=0, description="average of the curve over neighbouring levels"
     )
+    decay_exponent: float | None = Field(
+        default=2.0,
+        gt=0,
+        description="p of a logit that decays like sigma^-p: reads the level where the curve is "
+        "clear, below its flat end; null, or tau >= 1/2, reads the threshold's crossing alone",
+    )
 
 
 class FixedPerSource(_Policy):
@@ -127,6 +133,7 @@ def decide_by_curve(
         policy.tau,
         standard_error_NL=standard_error_NL,
         smoothing_octaves=policy.smoothing_octaves,
+        decay_exponent=policy.decay_exponent if policy.tau < 0.5 else None,
     )
     is_measured = np.isfinite(logits_NL).all(axis=1)
     reason = np.where(found.sigma_min == 0, "usable_everywhere", "crossing")

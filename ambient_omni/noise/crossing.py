@@ -17,6 +17,10 @@ trusted would outvote the doubtful ones beside it; without the other, the revers
 DEPTH = 6.0
 """Down to which logit the decay of a curve is looked at. Deeper ones are saturated."""
 
+MAX_CORRECTION_OCTAVES = 2.0
+"""How far below the direct crossing the decay may put a level: it bounds what a curve of another
+shape can lose."""
+
 _NUM_THRESHOLDS = 12
 
 _CHUNK = 4096  # images whose (L, L) tables are held at once: 32 MB at 32 levels
@@ -135,8 +139,9 @@ def _through_decay(
     content is as large as its answer. Further down the answer is clear: there the curve passes
     each deeper threshold -b at sigma_b, and says sigma_min = sigma_b (b / t)^(1/p). The mean of
     ln sigma_min over thresholds evenly spaced in ln b between t and `DEPTH` is taken. A threshold
-    that the curve does not reach, or that says less, counts as one octave below the direct
-    crossing. Every part of this rises when any logit falls, so a worse curve gets no lower level.
+    that the curve does not reach, or that says less, counts as `MAX_CORRECTION_OCTAVES` below
+    the direct crossing. Every part of this rises when any logit falls, so a worse curve gets no
+    lower level.
 
     p = 2 for a weak shift of the mean: -E logit -> |x_0 - x_0'|^2 / (2 sigma^2), the
     Kullback-Leibler divergence of two Gaussians.
@@ -145,13 +150,14 @@ def _through_decay(
         raise ValueError("a curve that decays to P = 1/2 needs tau below 1/2")
     rows = np.flatnonzero(np.isfinite(log_crossing_N))
     fitted, direct = fitted_NL[rows], log_crossing_N[rows]
+    least = direct - MAX_CORRECTION_OCTAVES * np.log(2)
     said = []
     for b in np.geomspace(t, max(t, DEPTH), _NUM_THRESHOLDS):
         shifted = fitted + (b - t)  # zero where the logit is -b; fitted is zero where it is -t
         reached = shifted[:, 0] <= 0
         log_level = np.full(len(rows), -np.inf)
         log_level[reached] = _interpolate_zero(shifted[reached], log_sigmas_L)
-        said.append(np.maximum(log_level + np.log(b / t) / exponent, direct - np.log(2)))
+        said.append(np.maximum(log_level + np.log(b / t) / exponent, least))
     out = log_crossing_N.copy()
     out[rows] = np.mean(said, axis=0)
     return out

@@ -139,7 +139,8 @@ def decay(strengths):
 def test_curves_become_levels_with_their_reasons():
     logits = np.concatenate([decay([0.5, 2.0]), np.full((1, 16), 3.0), np.full((1, 16), -4.0)])
     logits = np.concatenate([logits, np.full((1, 16), np.nan)])
-    found = decide_by_curve(curve_policy(), logits, np.full_like(logits, 0.01), SIGMAS)
+    policy = curve_policy(decay_exponent=1.0)
+    found = decide_by_curve(policy, logits, np.full_like(logits, 0.01), SIGMAS)
     assert found.reason.tolist() == [
         "crossing",
         "crossing",
@@ -220,7 +221,5 @@ def test_a_registered_policy_reads_back_and_twice_equals_once(root):
 
 def test_an_unknown_policy_is_refused_with_the_known_ones(root):
     policies.register(root, curve_policy())
-    with pytest.raises(
-        TableMissing, match=r"no policy 'nope' is registered .*class"
-    ):
+    with pytest.raises(TableMissing, match=r"no policy 'nope' is registered .*class"):
         policies.load(root, "nope")
