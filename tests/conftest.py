@@ -4,6 +4,7 @@
 import io
 import os
 import tarfile
+from pathlib import Path
 
 # Before any numeric library: two test runs side by side on two cores must not fight for threads.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -24,7 +25,10 @@ def spark():
     """The one local session of this test run."""
     from pipelines.spark import SparkSettings, get_session
 
-    return get_session(SparkSettings(num_cores=2))
+    # Executors import the tests' own functions, from wherever pytest was started.
+    repository = str(Path(__file__).parents[1])
+    conf = {"spark.executorEnv.PYTHONPATH": repository}
+    return get_session(SparkSettings(num_cores=2, conf=conf))
 
 
 @pytest.fixture

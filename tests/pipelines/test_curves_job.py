@@ -107,14 +107,16 @@ def _fails_on_its_first_try(task, writers, **options):
     from pyspark import TaskContext
 
     measure(task, writers, **options)
-    if TaskContext.get().attemptNumber() == 0:
+    if TaskContext.get().attemptNumber() == 0 and task.shard.endswith("1.tar"):
         raise RuntimeError("this try is lost")
     return {}
 
 
 def _always_fails(task, writers, **options):
-    measure(task, writers, **options)
-    raise RuntimeError("this task is lost")
+    counts = measure(task, writers, **options)
+    if task.shard.endswith("1.tar"):
+        raise RuntimeError("this task is lost")
+    return counts
 
 
 def test_lost_tries_and_lost_jobs_leave_the_rows_of_an_undisturbed_run(packed, monkeypatch):
