@@ -31,6 +31,9 @@ class NetworkConfig(_Frozen):
     widths: tuple[int, ...] = Field(
         default=(64, 128), min_length=1, description="Channels per scale."
     )
+    pixel_width: int = Field(
+        default=16, ge=0, description="Channels of the branch at full resolution; 0 = none."
+    )
     layers_per_block: int = Field(default=1, ge=1, description="Residual blocks per scale.")
     attention: bool = Field(default=True, description="Self-attention at the coarsest scale.")
     norm_groups: int = Field(default=16, ge=1, description="Groups of the group norm.")
@@ -56,11 +59,11 @@ class NetworkConfig(_Frozen):
 class OptimizerConfig(_Frozen):
     """AdamW and its learning-rate schedule, in images so that the batch size can change."""
 
-    learning_rate: float = Field(default=1e-3, gt=0, description="Peak learning rate.")
+    learning_rate: float = Field(default=2e-3, gt=0, description="Peak learning rate.")
     betas: tuple[float, float] = (0.9, 0.99)
     epsilon: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
-    warmup_images: int = Field(default=5_000, ge=0, description="Images of linear warm-up.")
+    warmup_images: int = Field(default=1_000, ge=0, description="Images of linear warm-up.")
     decay: Literal["constant", "cosine", "inverse_sqrt"] = Field(
         default="cosine",
         description="cosine: to 0 at the end; inverse_sqrt: 1/sqrt(images) after decay_images.",
@@ -72,7 +75,7 @@ class OptimizerConfig(_Frozen):
 class EmaConfig(_Frozen):
     """Exponential moving average of the weights, the ones that are evaluated and sampled."""
 
-    half_life_images: int = Field(default=20_000, ge=1)
+    half_life_images: int = Field(default=4_000, ge=1)
     warmup_ratio: float = Field(
         default=0.05,
         gt=0,
@@ -137,12 +140,12 @@ class TrainConfig(_Frozen):
         default=False, description="Condition on samples.label; all need one."
     )
     horizontal_flip: bool = Field(default=True, description="Mirror half of the images drawn.")
-    batch_size: int = Field(default=128, ge=1, description="Images per step, over all processes.")
-    num_images: int = Field(default=200_000, ge=1, description="Budget: images drawn in all.")
+    batch_size: int = Field(default=32, ge=1, description="Images per step, over all processes.")
+    num_images: int = Field(default=60_000, ge=1, description="Budget: images drawn in all.")
     evaluate_every_images: int = Field(
-        default=20_000, ge=1, description="Held-out loss and checkpoint."
+        default=10_000, ge=1, description="Held-out loss and checkpoint."
     )
-    log_every_images: int = Field(default=2_000, ge=1, description="A line in metrics.jsonl.")
+    log_every_images: int = Field(default=1_000, ge=1, description="A line in metrics.jsonl.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Newest ones kept beside the best.")
     max_nonfinite_steps: int = Field(
         default=10, ge=0, description="Skipped steps before giving up."

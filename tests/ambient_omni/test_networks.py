@@ -22,6 +22,22 @@ def test_an_untrained_denoiser_is_the_best_linear_one():
     assert torch.allclose(out, (0.25 / (0.25 + sigma**2))[:, None, None, None] * x_t)
 
 
+def test_the_pixel_branch_sees_single_pixels_and_the_level_and_can_be_left_out():
+    denoiser = build_denoiser(TINY, 8)
+    branch = denoiser.network.pixels
+    with torch.no_grad():
+        branch.leave.weight.copy_(rng.torch_normal(branch.leave.weight.shape, 0, "w"))
+    x_t = torch.zeros(1, 3, 8, 8)
+    poked = x_t.clone()
+    poked[0, 0, 4, 4] = 1
+    low, high = torch.tensor([-0.5]), torch.tensor([0.5])
+    changed = (branch(poked, low) - branch(x_t, low)).abs().sum(dim=1)[0] > 1e-6
+    assert changed[1:8, 1:8].any()
+    assert not changed[0].any()
+    assert not torch.allclose(branch(poked, low), branch(poked, high))
+    assert build_denoiser(TINY.model_copy(update={"pixel_width": 0}), 8).network.pixels is None
+
+
 def test_labels_and_levels_reach_the_network():
     denoiser = build_denoiser(TINY, 8, num_classes=3)
     with torch.no_grad():
