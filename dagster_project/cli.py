@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         # The trainer says how far it came.
         _complain(f"\n{str(stop) or _STOPPED}")
-        end_spark()
+        if arguments is None:  # this process is ours alone, and about to end
+            end_spark()
         return INTERRUPTED
     except BrokenPipeError:
         return BROKEN

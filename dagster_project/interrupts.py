@@ -1,11 +1,13 @@
 """Ctrl-C inside a step stops the job, not the orchestrator around it."""
 
+import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -29,7 +31,7 @@ def keyboard_interrupts() -> Iterator[None]:
 
 
 def end_spark(wait_seconds: float = 3.0) -> None:
-    """End the JVM of this process, if there is one, without waiting for its jobs.
+    """End the JVM of this process, which is about to end too, without waiting for its jobs.
 
     After ctrl-C the JVM got no signal, and at our exit it may wait for ever for workers that did.
     """
@@ -38,6 +40,8 @@ def end_spark(wait_seconds: float = 3.0) -> None:
     process = getattr(gateway, "proc", None)
     if process is None:
         return
+    # Spark's threads in this process complain when the JVM goes.
+    sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - open until the process ends
     process.terminate()
     try:
         process.wait(wait_seconds)
