@@ -1,8 +1,9 @@
 """Which arm is best on held-out images, with the error of that statement.
 
-Shapes: A arms, N held-out images, L noise levels.
+Shapes: N held-out images, L noise levels.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -31,12 +32,19 @@ class Difference:
         """Whether the two can be told apart."""
         return abs(self.mean) > CLEAR_STANDARD_ERRORS * self.standard_error
 
+    def __str__(self) -> str:
+        return with_error(self.mean, self.standard_error)
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """Held-out losses of several arms on the same images, levels and noise."""
+    """Held-out losses of at least one arm, all on the same images, levels and noise.
+
+    `not_evaluated` names the arms that have no held-out loss.
+    """
 
     losses: Mapping[str, HeldOutLoss]
+    not_evaluated: tuple[str, ...] = ()
 
     @property
     def ranking(self) -> list[str]:
@@ -44,9 +52,14 @@ class Comparison:
         return sorted(self.losses, key=lambda arm: self.losses[arm].total)
 
     @property
+    def best(self) -> HeldOutLoss:
+        """The lowest loss."""
+        return self.losses[self.ranking[0]]
+
+    @property
     def sigmas(self) -> Floats:
         """The levels (L,), ascending."""
-        return np.sort(np.array(next(iter(self.losses.values())).sigmas))
+        return np.sort(np.array(self.best.sigmas))
 
     def per_image(self, arm: str) -> Floats:
         """Return an arm's losses (N, L), levels ascending."""
@@ -69,53 +82,77 @@ class Comparison:
     def headline(self) -> str:
         """Say in plain words which arm is best, and how sure that is."""
         first, *others = self.ranking
-        best = self.losses[first]
+        total = with_error(self.best.total, self.best.total_standard_error)
         where = (
-            f"summed over {len(best.sigmas)} noise levels, on {best.num_images} "
-            f"{best.reference_set} images that nobody trained on"
+            f"summed over {len(self.best.sigmas)} noise levels, on {self.best.num_images} "
+            f"{self.best.reference_set} images that no arm was trained on"
         )
         if not others:
-            return f"Only {display(first)} was trained: held-out loss {best.total:.3f}, {where}."
-        rest = " and ".join(f"{self.losses[a].total:.3f} ({display(a)})" for a in others)
-        gap = self.total_difference(others[0], first)
-        paired = f"{gap.mean:.3f} ± {gap.standard_error:.3f} above it image by image"
-        if not gap.is_clear:
-            return (
-                f"Too close to call: {display(first)} has the lowest held-out loss, "
-                f"{best.total:.3f} against {rest}, {where}, but the next arm, "
-                f"{display(others[0])}, lies {paired}, within the error."
-            )
+            return f"Only “{display(first)}” was evaluated: held-out loss {total}, {where}."
+        ties = [arm for arm in others if not self.total_difference(arm, first).is_clear]
+        gaps = _listed([f"“{display(a)}” {self.total_difference(a, first)}" for a in others])
+        measured = f"held-out loss {total}, {where}. Image by image, the others lie higher: {gaps}."
+        if not ties:
+            return f"“{display(first).capitalize()}” is best: {measured}"
+        tied = _listed([f"“{display(arm)}”" for arm in ties])
         return (
-            f"{display(first).capitalize()} is best: held-out loss {best.total:.3f} against "
-            f"{rest}, {where}. The next arm, {display(others[0])}, lies {paired}."
+            f"Too close to call: “{display(first)}” has the lowest {measured} "
+            f"The difference to {tied} is within its error."
         )
 
+    def verdict_on(self, arm: str) -> str:
+        """Say how one arm stands to each other one; empty where there is none."""
+        others = [name for name in self.losses if name != arm]
+        if arm not in self.losses or not others:
+            return ""
+        told = []
+        for other in others:
+            gap = self.total_difference(arm, other)
+            word = "not told apart from" if not gap.is_clear else "worse than"
+            word = "better than" if gap.is_clear and gap.mean < 0 else word
+            told.append(f"{word} “{display(other)}” ({gap.mean / self._total(other):+.1%})")
+        return f"“{display(arm).capitalize()}” is {_listed(told)}."
 
-def read_comparison(root: Root, arms: Mapping[str, str], evaluation_set: str) -> Comparison:
-    """Read the held-out losses of all arms.
+    def _total(self, arm: str) -> float:
+        return self.losses[arm].total
+
+
+def read_comparison(root: Root, arms: Mapping[str, str], evaluation_set: str) -> Comparison | None:
+    """Read the held-out losses of all arms that have one; None if no arm has.
 
     Raises:
-        BadInput: an arm was not evaluated on the set, or arms were evaluated on other images or
-            levels.
+        BadInput: arms were evaluated on other images, levels or noise than others.
     """
     losses = {}
     for arm, run_id in arms.items():
         found = read_heldout(root.runs / run_id)
-        if evaluation_set not in found:
-            raise BadInput(
-                f"arm {arm} (run {run_id}) has no held-out loss on {evaluation_set!r}: run "
-                f"`python -m ambient_omni evaluate` on it first"
-            )
-        losses[arm] = found[evaluation_set]
+        if evaluation_set in found:
+            losses[arm] = found[evaluation_set]
     asked = {(tuple(x.sample_rows), tuple(x.sigmas), x.num_noises) for x in losses.values()}
     if len(asked) > 1:
-        raise BadInput("the arms were evaluated on different images or levels: evaluate them anew")
-    return Comparison(losses)
+        raise BadInput(
+            f"the arms {', '.join(losses)} were evaluated on different images or levels, so they "
+            "cannot be compared: evaluate them anew with `python -m ambient_omni evaluate`"
+        )
+    left_out = tuple(arm for arm in arms if arm not in losses)
+    return Comparison(losses, left_out) if losses else None
 
 
 def display(arm: str) -> str:
     """Return an arm's name as words."""
     return {"only_reference": "only the reference"}.get(arm, arm.replace("_", " "))
+
+
+def with_error(mean: float, error: float) -> str:
+    """Write a figure with two digits of its standard error, e.g. 10.283 ± 0.015."""
+    if not math.isfinite(error):
+        return f"{mean:.4g} (no error: one image)"
+    places = 3 if error <= 0 else min(8, max(0, 1 - math.floor(math.log10(error))))
+    return f"{mean:.{places}f} ± {error:.{places}f}"
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _mean_and_error(values: Floats) -> tuple[Floats, Floats]:

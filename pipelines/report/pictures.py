@@ -1,10 +1,11 @@
-"""Everything of a report that is drawn, from the root's tables, packs and run folders."""
+"""The plots of a report, from the root's tables, packs and run folders."""
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,26 +13,17 @@ from numpy.typing import NDArray
 from ambient_omni.config import TrainConfig
 from ambient_omni.noise.levels import log_grid
 from ambient_omni.noise.usable import effective_samples_per_band
-from ambient_omni.packs import PackSet
+from pipelines.report import plots
 from pipelines.report.comparison import Comparison, display
-from pipelines.report.drawing.classifier import probability_curve, tv_bound
-from pipelines.report.drawing.levels import effective_samples, severity_medians, sigma_min_cdf
-from pipelines.report.drawing.mosaic import encode
-from pipelines.report.drawing.scores import score_against_level, score_histogram
-from pipelines.report.drawing.training import heldout_difference, training_curves
-from pipelines.report.pool import Pool, Truth, read_scores
-from schemas.contract import Contract
-from schemas.registry import contract
+from pipelines.report.pool import Pool, Score
+from pipelines.report.truth import Truth
 from schemas.root import Root
 
 Floats = NDArray[np.float64]
 
-IMAGES_PER_GROUP = 18
-NUM_LEVEL_GROUPS = 6
 NUM_BANDS = 24
-NUM_CURVES = 6
-THUMBNAIL_SIDE = 96
 _PRIOR_TAIL = 0.005
+REFERENCE = "trusted reference"
 
 
 @dataclass(frozen=True)
@@ -42,132 +34,41 @@ class Picture:
     text: str
 
 
-@dataclass(frozen=True)
-class GalleryImage:
-    """One image of the gallery; `caption` is untrusted text."""
-
-    uri: str
-    level: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class GalleryGroup:
-    """Images of neighbouring levels."""
-
-    title: str
-    num_images: int
-    images: list[GalleryImage]
+def data_uri(png: bytes) -> str:
+    """Return a PNG as text that a page can hold."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def picture(png: bytes, text: str) -> Picture:
     """Return a PNG as a picture of the page."""
-    return Picture("data:image/png;base64," + base64.b64encode(png).decode(), text)
-
-
-def level_words(sigma_min: float) -> str:
-    """Return a level as words."""
-    if np.isnan(sigma_min) or np.isinf(sigma_min):
-        return "never"
-    return "everywhere" if sigma_min == 0 else f"σ ≥ {sigma_min:.2g}"
-
-
-def gallery(pool: Pool, pack: PackSet) -> list[GalleryGroup]:
-    """Return the pool in groups from usable everywhere to never, images spread over each group."""
-    order = np.argsort(np.nan_to_num(pool.sigma_min, nan=np.inf), kind="stable")
-    levels = pool.sigma_min[order]
-    groups = [("usable at every level", order[levels == 0])]
-    finite = order[(levels > 0) & ~np.isnan(levels)]
-    for part in np.array_split(finite, min(NUM_LEVEL_GROUPS, max(1, len(finite)))):
-        if len(part):
-            low, high = pool.sigma_min[part[0]], pool.sigma_min[part[-1]]
-            groups.append((f"usable from σ = {low:.2g} … {high:.2g} on", part))
-    groups.append(("usable at no high level", order[np.isnan(levels)]))
-    return [_group(title, places, pool, pack) for title, places in groups if len(places)]
-
-
-def _group(title: str, places: NDArray[np.int64], pool: Pool, pack: PackSet) -> GalleryGroup:
-    shown = places[np.linspace(0, len(places) - 1, min(IMAGES_PER_GROUP, len(places))).astype(int)]
-    pixels = pack.take(pack.index_of(pool.sample_rows[shown]))
-    captions = pool.table["caption"].take(shown).to_pylist()
-    images = [
-        GalleryImage(
-            picture(encode(image, THUMBNAIL_SIDE), "").uri,
-            level_words(float(pool.sigma_min[place])),
-            caption or "",
-        )
-        for image, place, caption in zip(pixels, shown, captions, strict=True)
-    ]
-    return GalleryGroup(title, len(places), images)
+    return Picture(data_uri(png), text)
 
 
 def level_plot(pool: Pool) -> Picture:
     """Draw the share of each source that is usable at each level."""
-    png = sigma_min_cdf(pool.by_source(pool.sigma_min))
+    png = plots.sigma_min_cdf(pool.by_source(pool.sigma_min))
     return picture(png, "Share of the images of each source that may be used at each noise level")
 
 
-def score_plots(root: Root, pool: Pool, packs: Sequence[str]) -> list[Picture]:
-    """Draw every score per source, and the first of each table against the level."""
-    drawn = []
-    for table in packs:
-        wanted = contract(table)
-        columns = _score_columns(wanted)
-        for number, (name, values) in enumerate(read_scores(root, table, columns, pool).items()):
-            if not np.isfinite(values).any():
-                continue
-            unit = wanted.column(name).unit
-            if len(np.unique(values[np.isfinite(values)])) > 1:
-                png = score_histogram(pool.by_source(values), name=name, unit=unit)
-                drawn.append(picture(png, f"Distribution of {name} per source"))
-            if number == 0:
-                png = score_against_level(values, pool.sigma_min, name=name, unit=unit)
-                drawn.append(picture(png, f"{name} of each image against its sigma_min"))
-    return drawn
-
-
-def _score_columns(wanted: Contract) -> list[str]:
+def score_pictures(score: Score, pool: Pool) -> list[Picture]:
+    """Draw one measure per source, and against the level."""
+    groups = pool.by_source(score.values)
+    if len(score.reference):
+        groups[REFERENCE] = score.reference
+    histogram = plots.score_histogram(groups, name=score.name, unit=score.unit)
+    relation = plots.score_against_level(
+        score.values, pool.sigma_min, name=score.name, unit=score.unit
+    )
     return [
-        c.name for c in wanted.columns if str(c.type) == "double" and c.name != "scorer_version"
+        picture(histogram, f"Distribution of {score.name} per source"),
+        picture(relation, f"{score.name} of each pool image against its sigma_min"),
     ]
 
 
-def classifier_plot(row: Mapping[str, object]) -> Picture:
+def classifier_plot(row: Mapping[str, Any]) -> Picture:
     """Draw the classifier's total variation per level."""
-    png = tv_bound(row["sigmas"], row["tv_lower_bound"], row["tv_standard_error"])  # type: ignore[arg-type]
+    png = plots.tv_bound(row["sigmas"], row["tv_lower_bound"], row["tv_standard_error"])
     return picture(png, "Lower bound of the total variation of reference and pool per noise level")
-
-
-def curve_plots(
-    root: Root, classifier_id: str, sigmas: Sequence[float], tau: float, pool: Pool, pack: PackSet
-) -> list[Picture]:
-    """Draw the curves of a few images, spread over the levels from the lowest to never."""
-    order = np.argsort(np.nan_to_num(pool.sigma_min, nan=np.inf), kind="stable")
-    places = order[np.linspace(0, len(order) - 1, min(NUM_CURVES, len(order))).astype(int)]
-    rows = pool.sample_rows[places]
-    found = root.tables.read(
-        "noise_curves",
-        ["sample_row", "logits", "logit_standard_error"],
-        {"classifier_id": classifier_id, "sample_row": rows.tolist()},
-    ).to_pylist()
-    curves = {row["sample_row"]: row for row in found}
-    thumbnails = pack.take(pack.index_of(rows))
-    drawn = []
-    for place, row, thumbnail in zip(places, rows, thumbnails, strict=True):
-        if (curve := curves.get(int(row))) is None:
-            continue
-        level = float(pool.sigma_min[place])
-        png = probability_curve(
-            sigmas,
-            curve["logits"],
-            curve["logit_standard_error"],
-            tau=tau,
-            sigma_min=None if np.isnan(level) else level,
-            title=f"usable: {level_words(level)}",
-            thumbnail=thumbnail,
-        )
-        drawn.append(picture(png, f"P(trusted) over noise levels; usable {level_words(level)}"))
-    return drawn
 
 
 def effective_plot(
@@ -177,7 +78,7 @@ def effective_plot(
 
     Args:
         levels_by_arm: arm to (sigma_min (N,), sigma_max (N,)) of all that it may train on.
-        config: of one run, for its prior.
+        config: of one run, for its prior and its objective's margin.
     """
     prior = config.prior
     low, high = prior.sigma_of(np.array([_PRIOR_TAIL, 1 - _PRIOR_TAIL]))
@@ -186,43 +87,51 @@ def effective_plot(
         arm: effective_samples_per_band(sigma_min, sigma_max, bands, config.kappa)
         for arm, (sigma_min, sigma_max) in levels_by_arm.items()
     }
-    png = effective_samples(counts, bands, np.diff(prior.cdf(bands)))
+    png = plots.effective_samples(counts, bands, np.diff(prior.cdf(bands)))
     return picture(png, "Images that each noise band can draw from, per arm")
 
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:
-    """Read the lines of a run's metrics.jsonl."""
+    """Read the lines of a run's metrics.jsonl; none where there is no such file."""
     file = folder / "metrics.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def training_plots(root: Root, arms: Mapping[str, str], comparison: Comparison) -> list[Picture]:
-    """Draw training loss and held-out loss over images seen."""
+def training_plots(
+    root: Root, arms: Mapping[str, str], comparison: Comparison | None
+) -> list[Picture]:
+    """Draw training loss and validation loss over images seen, selected checkpoints marked."""
     lines = {arm: metrics_of(root.runs / run_id) for arm, run_id in arms.items()}
-    best = {}
-    for arm, found in lines.items():
-        checkpoint = comparison.losses[arm].checkpoint
-        seen = {f"step-{int(x['step']):08d}": x["images"] for x in found}
-        if checkpoint in seen:
-            best[arm] = float(seen[checkpoint])
+    losses = comparison.losses if comparison else {}
+    best = {
+        arm: images
+        for arm, loss in losses.items()
+        if (images := images_seen_at(lines[arm], loss.checkpoint)) is not None
+    }
     drawn = []
-    for key, title, ylabel in (
-        ("loss", "Training loss (each arm on its own images)", "EDM-weighted loss"),
-        ("held_out_total", "Held-out loss during training (validation)", "sum over levels"),
+    for key, title, ylabel, marks in (
+        ("held_out_total", "Validation loss (ring: chosen checkpoint)", "sum over levels", best),
+        ("loss", "Training loss, each arm on its own images", "EDM-weighted loss", None),
     ):
-        curves = {
-            arm: (
-                np.array([x["images"] for x in found if key in x], np.float64),
-                np.array([x[key] for x in found if key in x], np.float64),
-            )
-            for arm, found in lines.items()
-        }
-        curves = {arm: curve for arm, curve in curves.items() if len(curve[0])}
-        marks = best if key == "held_out_total" else None
+        curves = {arm: curve for arm in lines if (curve := _curve(lines[arm], key)) is not None}
         if curves:
-            png = training_curves(curves, marks, title=title, ylabel=ylabel)
+            png = plots.training_curves(curves, marks, title=title, ylabel=ylabel)
             drawn.append(picture(png, title))
     return drawn
+
+
+def images_seen_at(lines: list[dict[str, float]], checkpoint: str) -> float | None:
+    """Return how many images a run had seen at a checkpoint, None if it is not in its log."""
+    seen = {f"step-{int(x['step']):08d}": x["images"] for x in lines}
+    return seen.get(checkpoint)
+
+
+def _curve(lines: list[dict[str, float]], key: str) -> tuple[Floats, Floats] | None:
+    points = [(x["images"], x[key]) for x in lines if x.get(key) is not None]
+    if not points:
+        return None
+    images, values = np.array(points, np.float64).T
+    return images, values
 
 
 def heldout_plot(comparison: Comparison, baseline: str) -> Picture | None:
@@ -234,7 +143,7 @@ def heldout_plot(comparison: Comparison, baseline: str) -> Picture | None:
         for arm in comparison.losses
         if arm != baseline
     }
-    png = heldout_difference(
+    png = plots.heldout_difference(
         comparison.sigmas, differences, baseline=baseline, arm_names=list(comparison.losses)
     )
     return picture(png, f"Held-out loss per noise level relative to {display(baseline)}")
@@ -252,11 +161,11 @@ def sample_grids(root: Root, arms: Mapping[str, str]) -> list[tuple[str, Picture
 
 def severity_plot(truth: Truth, pool: Pool) -> Picture | None:
     """Draw the median level against true severity, a line per kind."""
-    finite = pool.sigma_min[np.isfinite(pool.sigma_min)]
-    if not truth.severities:
+    if not truth.kinds:
         return None
-    png = severity_medians(
-        {s.kind: s.medians for s in truth.severities},
+    finite = pool.sigma_min[pool.sigma_min > 0]
+    png = plots.severity_medians(
+        {kind.name: kind.medians for kind in truth.kinds},
         top=float(finite.max()) if len(finite) else 1.0,
         title="Median level against what was really done",
     )

@@ -1,40 +1,52 @@
 """The pool's images with what was decided and measured of them, read from the tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from schemas.errors import AnnotationMissing, BadInput
+from pipelines.references import TRUSTED
+from schemas.contract import Contract
+from schemas.errors import AnnotationMissing
+from schemas.registry import contract
 from schemas.root import Root
 
 Floats = NDArray[np.float64]
 
-# Damage that removes detail, as against damage that adds something.
-BLUR_LIKE = ("gaussian_blur", "motion_blur", "down_up")
-_TRUTH_COLUMNS = ("sample_id", "kind", "severity")
+SCORE_TABLES = ("scores/classical", "ood_scores")
 
 
 @dataclass(frozen=True)
 class Pool:
-    """N images of the pool. `sigma_min` (N,) is NaN where it is null: at no high level."""
+    """N images under one policy. `sigma_min` (N,) is NaN where it is null: at no high level."""
 
     table: pa.Table
     sigma_min: Floats
     sources: NDArray[np.str_]
 
+    def __len__(self) -> int:
+        return len(self.sigma_min)
+
     @property
     def sample_rows(self) -> NDArray[np.int64]:
-        """Join keys (N,)."""
+        """Join keys (N,), ascending."""
         rows: NDArray[np.int64] = self.table["sample_row"].to_numpy()
         return rows
+
+    @cached_property
+    def by_level(self) -> NDArray[np.int64]:
+        """Places of the images from usable everywhere to never (N,)."""
+        return np.argsort(self.never_is_infinite, kind="stable")
+
+    @property
+    def never_is_infinite(self) -> Floats:
+        """sigma_min (N,) with infinity for null, for ranks."""
+        return np.where(np.isnan(self.sigma_min), np.inf, self.sigma_min)
 
     def by_source(self, values: Floats) -> dict[str, Floats]:
         """Split (N,) values by the images' source."""
@@ -43,20 +55,24 @@ class Pool:
     @property
     def shares(self) -> dict[str, float]:
         """Share of images usable everywhere, from a level on, and at no high level."""
-        never = np.isnan(self.sigma_min)
-        everywhere = self.sigma_min == 0
-        return {
-            "everywhere": float(everywhere.mean()),
-            "from a level on": float((~never & ~everywhere).mean()),
-            "at no high level": float(never.mean()),
-        }
+        return shares(self.sigma_min)
+
+
+def shares(sigma_min: Floats) -> dict[str, float]:
+    """Return the share of images usable everywhere, from a level on, and at no high level."""
+    never, everywhere = np.isnan(sigma_min), sigma_min == 0
+    return {
+        "everywhere": float(everywhere.mean()),
+        "from a level on": float((~never & ~everywhere).mean()),
+        "at no high level": float(never.mean()),
+    }
 
 
 def read_pool(root: Root, policy_id: str, batches: Sequence[str]) -> Pool:
-    """Read the pool's samples with their levels under one policy, in the order of sample_row.
+    """Read samples with their levels under one policy, in the order of sample_row.
 
     Raises:
-        AnnotationMissing: a sample has no row under the policy.
+        AnnotationMissing: a sample has no row under the policy, or there is no sample.
     """
     samples = root.tables.read(
         "samples",
@@ -72,102 +88,86 @@ def read_pool(root: Root, policy_id: str, batches: Sequence[str]) -> Pool:
     missing = joined["reason"].null_count
     if missing or not joined.num_rows:
         raise AnnotationMissing(
-            f"{missing} of {samples.num_rows} pool samples have no row under policy {policy_id}: "
-            "run the annotate job on their batches"
+            f"{missing} of {samples.num_rows} samples of {', '.join(batches)} have no row under "
+            f"policy {policy_id}: run the annotate job on them"
         )
     sigma_min = joined["sigma_min"].to_numpy(zero_copy_only=False)
     return Pool(joined, sigma_min, np.array(joined["source"].to_pylist()))
 
 
-def read_scores(root: Root, table: str, columns: Sequence[str], pool: Pool) -> dict[str, Floats]:
-    """Read score columns for the pool's images, (N,) each, NaN where there is none."""
-    found = root.tables.read(table, ["sample_row", *columns])
-    rows = found["sample_row"].to_numpy()
-    # Of several versions of a measure the last one written stands: any one serves a picture.
-    place = np.searchsorted(rows, pool.sample_rows, side="right") - 1
-    here = (place >= 0) & (rows[place] == pool.sample_rows) if len(rows) else None
-    if here is None or not here.any():
-        return {}
-    return {
-        name: np.where(here, found[name].to_numpy(zero_copy_only=False)[place], np.nan)
-        for name in columns
-    }
-
-
 @dataclass(frozen=True)
-class Severity:
-    """One kind of damage: rank correlation of sigma_min with true severity, medians by severity."""
+class Score:
+    """One measure of the pool's N images, NaN where it was not had.
 
-    kind: str
-    num_images: int
-    rank_correlation: float
-    medians: list[tuple[float, float]]  # (severity, median sigma_min; inf = at no high level)
-
-    @property
-    def medians_grow(self) -> bool:
-        """Whether the median level never falls as severity grows, and rises from end to end."""
-        levels = [median for _, median in self.medians]
-        return all(low <= high for low, high in pairwise(levels)) and levels[0] < levels[-1]
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What was really done to the pool's images, and how well the levels tell."""
-
-    severities: list[Severity]
-    undamaged: Floats  # sigma_min of pool images that nothing was done to; NaN = null
-    blur_like_rank_correlation: float
-
-
-def read_truth(path: Path, pool: Pool) -> Truth:
-    """Compare the levels with what was done to each image; null counts as infinite.
-
-    Raises:
-        BadInput: the file is no such Parquet file.
+    `reference` are the trusted images' values, empty where they were not measured.
     """
-    if not path.exists():
-        raise BadInput(f"{path}: there is no such file; leave --truth out or name another")
-    truth = pq.read_table(path)
-    missing = [name for name in _TRUTH_COLUMNS if name not in truth.schema.names]
-    if missing:
-        raise BadInput(f"{path} has no column {missing}; it needs {list(_TRUTH_COLUMNS)}")
-    place = pc.index_in(pool.table["sample_id"], truth["sample_id"].combine_chunks())
-    known = pc.is_valid(place).to_numpy()
-    chosen = truth.take(pc.drop_null(place))
-    kinds = np.array(chosen["kind"].to_pylist())
-    severity = chosen["severity"].to_numpy(zero_copy_only=False).astype(np.float64)
-    level = np.where(np.isnan(pool.sigma_min), np.inf, pool.sigma_min)[known]
-    damaged = [str(k) for k in np.unique(kinds) if len(np.unique(severity[kinds == k])) > 1]
-    severities = [_severity(k, severity[kinds == k], level[kinds == k]) for k in damaged]
-    undamaged = level[kinds == "none"]
-    return Truth(
-        severities,
-        np.where(np.isinf(undamaged), np.nan, undamaged),
-        _blur_like(kinds, severity, level),
-    )
+
+    name: str
+    unit: str
+    meaning: str
+    values: Floats
+    reference: Floats
+    rank_correlation: float  # Spearman's, with sigma_min; NaN where either is constant
+
+
+def read_scores(
+    root: Root, pool: Pool, pool_batches: Sequence[str], reference_batch: str | None
+) -> list[Score]:
+    """Read every measure that tells images apart, the ones that go with the level first."""
+    scores = [
+        score
+        for table in SCORE_TABLES
+        for score in _scores_of(root, table, pool, pool_batches, reference_batch)
+    ]
+    return sorted(scores, key=lambda s: -abs(np.nan_to_num(s.rank_correlation)))
+
+
+def _scores_of(
+    root: Root, table: str, pool: Pool, pool_batches: Sequence[str], reference_batch: str | None
+) -> list[Score]:
+    wanted = contract(table)
+    found = _read_columns(root, wanted, pool_batches, pool.sample_rows)
+    trusted = _read_columns(root, wanted, [reference_batch] if reference_batch else [], None)
+    scores = []
+    for name, values in found.items():
+        known = np.isfinite(values)
+        if len(np.unique(values[known])) < 2:
+            continue
+        column = wanted.column(name)
+        correlation = rank_correlation(values[known], pool.never_is_infinite[known])
+        reference = trusted.get(name, np.empty(0))
+        scores.append(Score(name, column.unit, column.meaning, values, reference, correlation))
+    return scores
+
+
+def _read_columns(
+    root: Root, wanted: Contract, batches: Sequence[str], sample_rows: NDArray[np.int64] | None
+) -> Mapping[str, Floats]:
+    """Read the score columns of batches; given `sample_rows`, in their order, else as they come."""
+    columns = [c.name for c in wanted.columns if pa.types.is_float64(c.type)]
+    where: dict[str, Any] = {"ingest_batch": list(batches)}
+    if "reference_set" in wanted.names:
+        where["reference_set"] = TRUSTED
+    found = root.tables.read(wanted.name, ["sample_row", *columns], where)
+    rows = found["sample_row"].to_numpy()
+    if not len(rows):
+        return {}
+    values = {name: found[name].to_numpy(zero_copy_only=False) for name in columns}
+    wanted_rows = np.unique(rows) if sample_rows is None else sample_rows
+    # Of several versions of a measure the last one listed stands: any one serves a picture.
+    place = np.searchsorted(rows, wanted_rows, side="right") - 1
+    here = (place >= 0) & (rows[place] == wanted_rows)
+    return {name: np.where(here, column[place], np.nan) for name, column in values.items()}
 
 
 def rank_correlation(first: Floats, second: Floats) -> float:
-    """Return Spearman's rank correlation; infinities rank last, ties share their rank."""
+    """Return Spearman's rank correlation; infinities rank last, ties share their rank.
+
+    NaN where there are fewer than three images or one side is constant.
+    """
+    if len(first) < 3:
+        return float("nan")
     a, b = rankdata(first), rankdata(second)
-    if len(a) < 3 or a.std() == 0 or b.std() == 0:
+    if a.std() == 0 or b.std() == 0:
         return float("nan")
     return float(np.corrcoef(a, b)[0, 1])
-
-
-def _severity(kind: str, severity: Floats, level: Floats) -> Severity:
-    medians = [(float(s), float(np.median(level[severity == s]))) for s in np.unique(severity)]
-    return Severity(kind, len(level), rank_correlation(severity, level), medians)
-
-
-def _blur_like(kinds: NDArray[np.str_], severity: Floats, level: Floats) -> float:
-    """Pool the blur-like kinds: severities have a unit each, so each is ranked inside its kind."""
-    ranks, levels = [], []
-    for kind in BLUR_LIKE:
-        here = kinds == kind
-        if here.any():
-            ranks.append(rankdata(severity[here], method="dense") / len(np.unique(severity[here])))
-            levels.append(level[here])
-    if not ranks:
-        return float("nan")
-    return rank_correlation(np.concatenate(ranks), np.concatenate(levels))

@@ -53,7 +53,7 @@ def tv_bound(
         -0.02,
         "0: cannot be told apart",
         ha="right",
-        va="bottom",
+        va="top",
         fontsize=8,
         color=theme.muted,
     )

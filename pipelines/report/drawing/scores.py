@@ -10,6 +10,7 @@ from pipelines.report.drawing.style import (
     LIGHT,
     TEXT_POINTS,
     Theme,
+    log_axis,
     note,
     panel,
     percent_axis,
@@ -54,7 +55,7 @@ def score_histogram(
         return png(figure)
     bins = _bins(together)
     if bins[0] > 0 and bins[-1] / bins[0] > LOG_RATIO:
-        axes.set_xscale("log")
+        log_axis(axes.xaxis, float(bins[0]), float(bins[-1]))
         axes.set_xlabel(f"{plain(label)}, log scale")
     sources = list(values)
     for source, found in values.items():
@@ -114,8 +115,8 @@ def score_against_level(
     axes.set_xscale("log")
     alpha = float(np.clip(300 / max(len(x), 1), 0.12, 0.6))
     axes.scatter(x, scores, s=7, color=theme.series[0], alpha=alpha, linewidths=0)
-    if len(scores) and scores.min() > 0 and scores.max() / np.median(scores) > LOG_RATIO:
-        axes.set_yscale("log")
+    if len(scores) and scores.min() > 0 and scores.max() / scores.min() > LOG_RATIO:
+        log_axis(axes.yaxis, float(scores.min()), float(scores.max()))
     _level_ticks(axes, low, high, zero, never)
     return png(figure)
 

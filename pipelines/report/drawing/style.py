@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
@@ -77,10 +79,9 @@ def panel(
         figsize=(width, height),
         dpi=DOTS_PER_INCH,
         facecolor=theme.background,
-        layout="constrained",
+        layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.08),
     )
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.07, h_pad=0.08)  # type: ignore[union-attr]
     axes = figure.add_subplot()
     dress(axes, theme)
     axes.set_title(plain(title), loc="left", fontsize=TEXT_POINTS + 1, color=theme.text, pad=8)
@@ -111,12 +112,18 @@ _SUBS = ((60, (1.0, 2.0, 5.0)), (3000, (1.0, 3.0)), (float("inf"), (1.0,)))
 
 def log_sigma_axis(axes: Axes, lowest: float, highest: float) -> None:
     """Make x a logarithmic axis of noise levels with plain numbers."""
-    axes.set_xscale("log")
+    log_axis(axes.xaxis, lowest, highest)
     axes.set_xlim(lowest, highest)
+
+
+def log_axis(axis: XAxis | YAxis, lowest: float, highest: float) -> None:
+    """Make an axis logarithmic with plain numbers, few enough for its range."""
+    set_scale = axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale
+    set_scale("log")
     subs = next(subs for ratio, subs in _SUBS if highest / lowest < ratio)
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=20))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=20))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def percent_axis(axes: Axes) -> None:

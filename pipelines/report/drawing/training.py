@@ -48,7 +48,7 @@ def training_curves(
         if not len(x):
             continue
         colour = arm_colour(name, list(curves_by_arm), theme)
-        axes.plot(x, y, color=colour, linewidth=1.6)
+        axes.plot(x, y, "-" if len(x) > 1 else "o", color=colour, linewidth=1.6)
         best = (best_by_arm or {}).get(name)
         if best is not None:
             place = int(np.abs(x - best / 1000).argmin())
