@@ -42,8 +42,7 @@ class PixelBranch(nn.Module):
         self.steer = nn.Sequential(
             nn.Linear(2 * _NUM_WAVES, 64), nn.SiLU(), nn.Linear(64, 4 * width)
         )
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        _silence(self.leave)
 
     def forward(self, scaled: Tensor, noise: Tensor) -> Tensor:
         """Return (B, 3, H, W) of inputs (B, 3, H, W) and ln σ / 4 (B,)."""
@@ -92,8 +91,7 @@ class PatchedUNet(nn.Module):
         )
         self.pixels = PixelBranch(config.pixel_width) if config.pixel_width else None
         # At the start the denoiser is the best linear one (c_skip x): training begins from there.
-        nn.init.zeros_(self.unet.conv_out.weight)
-        nn.init.zeros_(self.unet.conv_out.bias)
+        _silence(self.unet.conv_out)
 
     def forward(self, scaled: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return F(scaled, noise), (B, 3, H, W), of inputs (B, 3, H, W), (B,), (B,) or None."""
@@ -101,6 +99,11 @@ class PatchedUNet(nn.Module):
         out = self.unet(patches, noise * _STEPS_PER_UNIT, class_labels=labels).sample
         image = pixel_shuffle(out, self.patch)
         return image if self.pixels is None else image + self.pixels(scaled, noise)
+
+
+def _silence(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
 
 
 def build_denoiser(
