@@ -71,7 +71,7 @@ def train(root: Root, config: TrainConfig, *, show: bool = True) -> str:
         trainer = Trainer(run, accelerator, show=show and main)
         try:
             trainer.fit()
-        except TrainingFailed:
+        except Exception:
             trainer.record("failed")
             raise
         finally:

@@ -76,9 +76,7 @@ def test_levels_of_another_noise_space_are_refused(trainable, config, tiny):
     wide = Transform(resolution=16)
     for batch in ("ref", "pool"):
         tiny.build_pack(trainable, batch, table_rows(trainable, batch)["sample_row"], wide)
-    with pytest.raises(
-        NoiseSpaceMismatch, match=r"in pixel:8x8.* measures them in pixel:16"
-    ):
+    with pytest.raises(NoiseSpaceMismatch, match=r"in pixel:8x8.* measures them in pixel:16"):
         opened(trainable, config(transform=wide))
 
 
