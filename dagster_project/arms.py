@@ -50,6 +50,7 @@ def policy_of(root: Root, request: Request, recipe: Recipe, arm: str) -> AnyPoli
             classifier_id=classifier_id_of(root, request),
             tau=rule.tau,
             smoothing_octaves=rule.smoothing_octaves,
+            decay_exponent=rule.decay_exponent,
         )
     if isinstance(rule, FixedRule):
         return FixedPerSource(name=arm, noise_space=space, levels=rule.levels)

@@ -35,6 +35,9 @@ class ClassifierRule(_Frozen):
     smoothing_octaves: float = Field(
         default=0.25, ge=0, description="Average of a curve over neighbouring levels."
     )
+    decay_exponent: float | None = Field(
+        default=2.0, gt=0, description="See `policies.ClassifierThreshold`."
+    )
 
 
 class FixedRule(_Frozen):

@@ -186,6 +186,17 @@ def test_a_recipe_with_an_unknown_setting_is_refused(ambient_omni, folder, tmp_p
     refused(answer, "mine.yaml")
 
 
+def test_a_blocking_check_that_fails_stops_the_run_and_says_which_rows(
+    ambient_omni, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("dagster_project.defs.checks._minus", lambda left, _right: left)
+    answer = ambient_omni(
+        *("run", "--root", tmp_path / "root", "--source", folder("p", 1)),
+        *("--reference", folder("r", 2, seed=1)),
+    )
+    refused(answer, "every_attempt_is_accounted_for", "2 attempts without a sample", "sample_row")
+
+
 def test_ctrl_c_ends_with_130_and_one_line(ambient_omni, folder, tmp_path, monkeypatch):
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
