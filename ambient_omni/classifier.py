@@ -323,7 +323,9 @@ class _Maker:
                     self._config.sigmas,
                     self._noises,
                 )
-                for start in progress(parts, label="checking the classifier", unit="batch")
+                for start in progress(
+                    parts, label="checking the classifier", unit="batch", show=len(parts) > 1
+                )
             ]
         )
 
