@@ -8,7 +8,6 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from ambient_omni.config import TrainConfig
 from ambient_omni.packs import PackSet
 from pipelines.report import pictures
 from pipelines.report.classifier_section import classifier_section
@@ -90,7 +89,7 @@ def _pictured(root: Root, inputs: ReportInputs, pool: Pool, truth: Truth | None)
 def _trained(
     root: Root, inputs: ReportInputs, runs: Mapping[str, Run], comparison: Comparison | None
 ) -> dict[str, Any]:
-    configs = [TrainConfig.model_validate_json(run["config"]) for run in runs.values()]
+    configs = [json.loads(run["config"]) for run in runs.values()]
     effective = pictures.effective_plot(levels_by_arm(root, runs), configs[0]) if configs else None
     return {
         "training_plots": pictures.training_plots(root, inputs.arms, comparison),

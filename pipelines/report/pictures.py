@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ambient_omni.config import TrainConfig
-from ambient_omni.noise.levels import log_grid
-from ambient_omni.noise.usable import effective_samples_per_band
+from ambient_omni.noise.levels import LogNormalPrior, log_grid
+from ambient_omni.noise.usable import effective_samples_per_band, kappa
 from pipelines.report import plots
 from pipelines.report.comparison import Comparison, display
 from pipelines.report.pool import Pool, Score
@@ -72,19 +71,21 @@ def classifier_plot(row: Mapping[str, Any]) -> Picture:
 
 
 def effective_plot(
-    levels_by_arm: Mapping[str, tuple[Floats, Floats]], config: TrainConfig
+    levels_by_arm: Mapping[str, tuple[Floats, Floats]], config: Mapping[str, Any]
 ) -> Picture:
     """Draw how many images each noise band can draw from under each arm's policy.
 
     Args:
         levels_by_arm: arm to (sigma_min (N,), sigma_max (N,)) of all that it may train on.
-        config: of one run, for its prior and its objective's margin.
+        config: of one run, for its prior and its objective's margin. Not as a `TrainConfig`: a
+            run of an older release may hold fields that this one has not.
     """
-    prior = config.prior
+    prior = LogNormalPrior.model_validate(config["prior"])
+    margin = kappa(config["objective"], config["max_amplification"])
     low, high = prior.sigma_of(np.array([_PRIOR_TAIL, 1 - _PRIOR_TAIL]))
     bands = log_grid(NUM_BANDS + 1, float(low), float(high))
     counts = {
-        arm: effective_samples_per_band(sigma_min, sigma_max, bands, config.kappa)
+        arm: effective_samples_per_band(sigma_min, sigma_max, bands, margin)
         for arm, (sigma_min, sigma_max) in levels_by_arm.items()
     }
     png = plots.effective_samples(counts, bands, np.diff(prior.cdf(bands)))
