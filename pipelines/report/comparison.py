@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ambient_omni.evaluation import HeldOutLoss, read_heldout
+from pipelines.report.drawing.style import words
 from schemas.errors import BadInput
 from schemas.root import Root
 
@@ -88,15 +89,15 @@ class Comparison:
             f"{self.best.reference_set} images that no arm was trained on"
         )
         if not others:
-            return f"Only “{display(first)}” was evaluated: held-out loss {total}, {where}."
+            return f"Only “{words(first)}” was evaluated: held-out loss {total}, {where}."
         ties = [arm for arm in others if not self.total_difference(arm, first).is_clear]
-        gaps = _listed([f"“{display(a)}” {self.total_difference(a, first)}" for a in others])
+        gaps = _listed([f"“{words(a)}” {self.total_difference(a, first)}" for a in others])
         measured = f"held-out loss {total}, {where}. Image by image, the others lie higher: {gaps}."
         if not ties:
-            return f"“{display(first).capitalize()}” is best: {measured}"
-        tied = _listed([f"“{display(arm)}”" for arm in ties])
+            return f"“{words(first).capitalize()}” is best: {measured}"
+        tied = _listed([f"“{words(arm)}”" for arm in ties])
         return (
-            f"Too close to call: “{display(first)}” has the lowest {measured} "
+            f"Too close to call: “{words(first)}” has the lowest {measured} "
             f"The difference to {tied} is within its error."
         )
 
@@ -110,8 +111,8 @@ class Comparison:
             gap = self.total_difference(arm, other)
             word = "not told apart from" if not gap.is_clear else "worse than"
             word = "better than" if gap.is_clear and gap.mean < 0 else word
-            told.append(f"{word} “{display(other)}” ({gap.mean / self._total(other):+.1%})")
-        return f"“{display(arm).capitalize()}” is {_listed(told)}."
+            told.append(f"{word} “{words(other)}” ({gap.mean / self._total(other):+.1%})")
+        return f"“{words(arm).capitalize()}” is {_listed(told)}."
 
     def _total(self, arm: str) -> float:
         return self.losses[arm].total
@@ -136,11 +137,6 @@ def read_comparison(root: Root, arms: Mapping[str, str], evaluation_set: str) ->
         )
     left_out = tuple(arm for arm in arms if arm not in losses)
     return Comparison(losses, left_out) if losses else None
-
-
-def display(arm: str) -> str:
-    """Return an arm's name as words."""
-    return {"only_reference": "only the reference"}.get(arm, arm.replace("_", " "))
 
 
 def with_error(mean: float, error: float) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from ambient_omni.code_version import code_version
 from ambient_omni.preconditioning import SIGMA_DATA
 from ambient_omni.training_data import held_out
-from pipelines.report.comparison import display
+from pipelines.report.drawing.style import words
 from pipelines.report.inputs import ReportInputs
 from pipelines.report.pictures import Floats
 from schemas.errors import BadInput
@@ -111,7 +111,7 @@ def provenance(root: Root, inputs: ReportInputs, runs: Mapping[str, Run]) -> lis
         ("tables as read by this page", _versions(versions)),
     ]
     for arm, run in runs.items():
-        lines += _run_lines(display(arm), run)
+        lines += _run_lines(words(arm), run)
     return lines
 
 

@@ -11,7 +11,8 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from ambient_omni.packs import PackSet
 from pipelines.report import pictures
 from pipelines.report.classifier_section import classifier_section
-from pipelines.report.comparison import Comparison, display, read_comparison, with_error
+from pipelines.report.comparison import Comparison, read_comparison, with_error
+from pipelines.report.drawing.style import words
 from pipelines.report.figures import figures
 from pipelines.report.gallery import gallery, level_words
 from pipelines.report.inputs import ReportInputs
@@ -127,7 +128,7 @@ def _environment() -> Environment:
     )
     environment.filters["percent"] = lambda share: f"{share:.0%}"
     environment.globals.update(
-        display=display,
+        words=words,
         level_words=level_words,
         with_error=with_error,
         shares=shares,

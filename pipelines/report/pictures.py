@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ambient_omni.noise.levels import LogNormalPrior, log_grid
 from ambient_omni.noise.usable import effective_samples_per_band, kappa
 from pipelines.report import plots
-from pipelines.report.comparison import Comparison, display
+from pipelines.report.comparison import Comparison
+from pipelines.report.drawing.style import words
 from pipelines.report.pool import Pool, Score
 from pipelines.report.truth import Truth
 from schemas.root import Root
@@ -147,7 +148,7 @@ def heldout_plot(comparison: Comparison, baseline: str) -> Picture | None:
     png = plots.heldout_difference(
         comparison.sigmas, differences, baseline=baseline, arm_names=list(comparison.losses)
     )
-    return picture(png, f"Held-out loss per noise level relative to {display(baseline)}")
+    return picture(png, f"Held-out loss per noise level relative to {words(baseline)}")
 
 
 def sample_grids(root: Root, arms: Mapping[str, str]) -> list[tuple[str, Picture]]:
@@ -156,7 +157,7 @@ def sample_grids(root: Root, arms: Mapping[str, str]) -> list[tuple[str, Picture
     for arm, run_id in arms.items():
         file = root.runs / run_id / "samples.png"
         if file.exists():
-            found.append((arm, picture(file.read_bytes(), f"Samples of {display(arm)}")))
+            found.append((arm, picture(file.read_bytes(), f"Samples of {words(arm)}")))
     return found
 
 

@@ -349,7 +349,7 @@ def test_the_page_says_so_when_the_annotated_arm_is_not_best(root, made):
     assert figures["best"] == "everything"
     assert figures["main_arm_is_best"] is False
     assert "“Everything” is best" in page.text
-    assert "“Annotated” is worse than “only the reference”" in page.text
+    assert "“Annotated” is worse than “only reference”" in page.text
 
 
 def test_everything_is_in_one_file_that_asks_nothing_of_the_network(built):

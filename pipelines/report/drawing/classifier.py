@@ -49,10 +49,10 @@ def tv_bound(
     axes.axhline(0, color=theme.muted, linewidth=1)
     axes.set_ylim(min(-0.1, float((y - BAND * e).min())), 1.0)
     axes.text(
-        x[-1],
+        x[0] * 1.05,
         -0.02,
         "0: cannot be told apart",
-        ha="right",
+        ha="left",
         va="top",
         fontsize=8,
         color=theme.muted,
@@ -68,7 +68,6 @@ def probability_curve(
     tau: float | None,
     sigma_min: float | None,
     title: str,
-    thumbnail: NDArray[np.uint8] | None = None,
     theme: Theme = LIGHT,
 ) -> bytes:
     """Draw P(trusted) of one image over noise levels with its band, tau and the level.
@@ -80,7 +79,6 @@ def probability_curve(
         tau: the threshold; none draws no line.
         sigma_min: the level that was decided; 0 and none (never) draw no marker.
         title: above the plot.
-        thumbnail: the image, uint8 (H, W, 3), set into the corner.
         theme: colours.
 
     Returns:
@@ -110,9 +108,7 @@ def probability_curve(
         )
     if sigma_min is not None and sigma_min > 0:
         _mark_level(axes, sigma_min, theme)
-    if thumbnail is not None:
-        _inset(axes, thumbnail)
-    return png(figure, palette=thumbnail is None)
+    return png(figure)
 
 
 def _mark_level(axes: Axes, sigma_min: float, theme: Theme) -> None:
@@ -126,12 +122,6 @@ def _mark_level(axes: Axes, sigma_min: float, theme: Theme) -> None:
         fontsize=TEXT_POINTS - 1,
         color=theme.series[2],
     )
-
-
-def _inset(axes: Axes, thumbnail: NDArray[np.uint8]) -> None:
-    picture = axes.inset_axes((0.78, 0.62, 0.22, 0.42))
-    picture.imshow(thumbnail, interpolation="nearest" if len(thumbnail) <= 64 else "antialiased")
-    picture.set_axis_off()
 
 
 def _sigmoid(logit: NDArray[np.float64]) -> NDArray[np.float64]:

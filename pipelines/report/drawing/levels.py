@@ -20,6 +20,7 @@ from pipelines.report.drawing.style import (
     percent_axis,
     png,
     source_colour,
+    words,
 )
 
 SIGMA_LABEL = "noise level σ (standard deviation of the noise; data in [−1, 1])"
@@ -103,7 +104,7 @@ def effective_samples(
     for name, values in counts.items():
         colour = arm_colour(name, list(counts), theme)
         axes.stairs(values, edges, color=colour, linewidth=1.8, baseline=None)
-        labels.append((float(values[-1]), name, colour))
+        labels.append((float(values[-1]), words(name), colour))
     if not counts:
         note(axes, "no arm was trained", theme)
     label_right(axes, labels, theme)
@@ -153,7 +154,7 @@ def severity_medians(
         colour = source_colour(kind, kinds, theme)
         y = np.clip([m for _, m in rows], floor, never)
         axes.plot(np.arange(1, len(rows) + 1), y, "o-", color=colour, linewidth=1.6, markersize=4)
-        labels.append((float(y[-1]), kind.replace("_", " "), colour))
+        labels.append((float(y[-1]), words(kind), colour))
     steps = max((len(rows) for rows in medians_by_kind.values()), default=1)
     axes.set_xticks(range(1, steps + 1))
     axes.set_xlim(0.8, steps + 0.2)

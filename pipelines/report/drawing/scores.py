@@ -20,7 +20,7 @@ from pipelines.report.drawing.style import (
 )
 
 NUM_BINS = 40
-# Above this ratio of the largest to the median value only a logarithmic axis shows the shape.
+# Above this ratio of the largest to the smallest value only a logarithmic axis shows the shape.
 LOG_RATIO = 25
 
 
@@ -54,7 +54,7 @@ def score_histogram(
         note(axes, "no image has this score", theme)
         return png(figure)
     bins = _bins(together)
-    if bins[0] > 0 and bins[-1] / bins[0] > LOG_RATIO:
+    if _is_wide(bins[0], bins[-1]):
         log_axis(axes.xaxis, float(bins[0]), float(bins[-1]))
         axes.set_xlabel(f"{plain(label)}, log scale")
     sources = list(values)
@@ -115,7 +115,7 @@ def score_against_level(
     axes.set_xscale("log")
     alpha = float(np.clip(300 / max(len(x), 1), 0.12, 0.6))
     axes.scatter(x, scores, s=7, color=theme.series[0], alpha=alpha, linewidths=0)
-    if len(scores) and scores.min() > 0 and scores.max() / scores.min() > LOG_RATIO:
+    if len(scores) and _is_wide(scores.min(), scores.max()):
         log_axis(axes.yaxis, float(scores.min()), float(scores.max()))
     _level_ticks(axes, low, high, zero, never)
     return png(figure)
@@ -135,12 +135,16 @@ def _finite(values: ArrayLike) -> NDArray[np.float64]:
     return array[np.isfinite(array)]
 
 
+def _is_wide(low: float, high: float) -> bool:
+    return low > 0 and high / low > LOG_RATIO
+
+
 def _bins(values: NDArray[np.float64]) -> NDArray[np.float64]:
     # A few extreme images must not squeeze all others into one bin.
     low, high = np.quantile(values, [0.002, 0.998])
     if high <= low:
         return np.linspace(low - 0.5, low + 0.5, 12)
-    if low > 0 and high / low > LOG_RATIO and high / np.median(values) > LOG_RATIO / 5:
+    if _is_wide(low, high):
         return np.geomspace(low, high, NUM_BINS + 1)
     return np.linspace(low, high, NUM_BINS + 1)
 
@@ -152,5 +156,5 @@ def _legend(axes: Axes, theme: Theme) -> None:
         labelcolor="linecolor",
         handlelength=0,
         handletextpad=0,
-        loc="upper right",
+        loc="best",
     )

@@ -101,6 +101,11 @@ def dress(axes: Axes, theme: Theme) -> None:
     axes.set_axisbelow(True)
 
 
+def words(name: str) -> str:
+    """Return an identifier as words."""
+    return name.replace("_", " ")
+
+
 def plain(text: str) -> str:
     """Return text that matplotlib takes as it stands: a dollar sign would start mathematics."""
     return text.replace("$", r"\$")
@@ -178,15 +183,14 @@ def note(axes: Axes, text: str, theme: Theme) -> None:
     )
 
 
-def png(figure: Figure, *, palette: bool = True) -> bytes:
-    """Return the figure as PNG bytes; `palette` False where it holds pictures."""
+def png(figure: Figure) -> bytes:
+    """Return the figure as PNG bytes."""
     # Not savefig: it lays the figure out and draws it twice, half a second in all.
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     rgba = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
     image = Image.fromarray(rgba).convert("RGB")
-    if palette:
-        image = image.quantize(NUM_PALETTE_COLOURS, dither=Image.Dither.NONE)
+    image = image.quantize(NUM_PALETTE_COLOURS, dither=Image.Dither.NONE)
     out = io.BytesIO()
     image.save(out, "PNG", optimize=True)
     return out.getvalue()

@@ -16,6 +16,7 @@ from pipelines.report.drawing.style import (
     note,
     panel,
     png,
+    words,
 )
 
 BAND = 2.0
@@ -55,7 +56,7 @@ def training_curves(
             axes.plot(
                 x[place], y[place], "o", mec=colour, mfc=theme.background, mew=1.8, markersize=7
             )
-        labels.append((float(y[-1]), name, colour))
+        labels.append((float(y[-1]), words(name), colour))
         all_values.append(y)
     values = np.concatenate(all_values)
     if not len(values):
@@ -96,10 +97,10 @@ def heldout_difference(
     x = np.asarray(sigmas, np.float64)
     names = arm_names or [baseline, *difference_by_arm]
     figure, axes = panel(
-        theme, title=title, xlabel=SIGMA_LABEL, ylabel=f"loss relative to {baseline}"
+        theme, title=title, xlabel=SIGMA_LABEL, ylabel=f"loss relative to {words(baseline)}"
     )
     log_sigma_axis(axes, x[0], x[-1])
-    labels = [(0.0, baseline, arm_colour(baseline, names, theme))]
+    labels = [(0.0, words(baseline), arm_colour(baseline, names, theme))]
     axes.axhline(0, color=labels[0][2], linewidth=1.8)
     extent = 0.01
     for name, (difference, error) in difference_by_arm.items():
@@ -107,7 +108,7 @@ def heldout_difference(
         colour = arm_colour(name, names, theme)
         axes.fill_between(x, y - BAND * e, y + BAND * e, color=colour, alpha=0.16, lw=0)
         axes.plot(x, y, "o-", color=colour, linewidth=1.8, markersize=3.5)
-        labels.append((float(y[-1]), name, colour))
+        labels.append((float(y[-1]), words(name), colour))
         extent = max(extent, float(np.abs(y).max()) * 1.15)
     axes.set_ylim(-_lower(difference_by_arm, extent), extent)
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:+g} %" if value else "0")
