@@ -106,6 +106,36 @@ def test_what_if_counts_the_images_of_each_noise_band(annotated):
     assert np.all(np.diff(counts) >= 0)
 
 
+def test_what_if_leaves_out_images_that_are_held_out_of_training(annotated):
+    root, _ = annotated
+    first = root.tables.read("samples", ["sample_row"])["sample_row"].to_pylist()[0]
+    member = {"reference_set": "validation", "sample_row": first, "role": "validation"}
+    root.tables.commit(
+        "reference_sets",
+        contract("reference_sets").table([member]),
+        slice={"reference_set": "validation"},
+        inputs={},
+        job="tests",
+    )
+    counts = [int(line.split()[-1]) for line in what_if(root.path).splitlines()[1:]]
+    assert counts[0] == 0  # the image that is usable everywhere is held out
+    assert counts[-1] == 1
+
+
+def test_what_if_shows_policies_of_one_name_side_by_side(annotated):
+    root, _ = annotated
+    other = root.tables.read("noise_annotations").to_pylist()
+    rows = [row | {"policy_id": "fixed-per-source-2", "sigma_min": 0.0} for row in other]
+    slice_ = {"policy_id": "fixed-per-source-2", "ingest_batch": "pool"}
+    table = contract("noise_annotations").table(rows)
+    root.tables.commit("noise_annotations", table, slice=slice_, inputs={}, job="tests")
+    policy = root.tables.read("policies").to_pylist()[0] | {"policy_id": "fixed-per-source-2"}
+    root.tables.upsert("policies", contract("policies").table([policy]), job="tests")
+    header, first, *_ = what_if(root.path).splitlines()
+    assert header.count("by hand") == 2
+    assert first.split()[-2:] == ["1", "3"]
+
+
 def test_what_if_without_annotations_says_what_to_do(root):
     with pytest.raises(BadInput, match="--until annotate"):
         what_if(root.path)
