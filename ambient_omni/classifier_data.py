@@ -15,10 +15,10 @@ from ambient_omni.packs import PackSet
 from ambient_omni.transforms import Transform
 from schemas.errors import BadInput, NotEnoughReferences
 from schemas.ids import canonical_hash, hash_fraction
+from schemas.reference_sets import HELD_OUT, VALIDATION
 from schemas.root import Root
 
-VALIDATION = "validation"
-HELD_OUT_SETS = (VALIDATION, "evaluation")
+# Fewer positives than this teach a classifier nothing that its positive control could tell.
 MIN_TRUSTED = 32
 MIN_VALIDATION = 8
 MIN_POOL_PER_FOLD = 16
@@ -107,9 +107,7 @@ class ClassifierData:
             TableMissing: nothing was ingested yet.
         """
         samples = root.tables.open("samples")
-        members = {
-            name: _members(root, name) for name in dict.fromkeys((reference_set, *HELD_OUT_SETS))
-        }
+        members = {name: _members(root, name) for name in dict.fromkeys((reference_set, *HELD_OUT))}
         known = {name for rows in members.values() for name in rows["sample_id"].to_pylist()}
         pool = samples.read(_COLUMNS, {"ingest_batch": list(pool_batches)})
         pool = pool.filter(

@@ -21,10 +21,10 @@ from ambient_omni.packs import PackSet, to_x0
 from ambient_omni.transforms import Transform
 from schemas.errors import BadInput, NotEnoughReferences
 from schemas.ids import canonical_hash, hash_fraction
+from schemas.reference_sets import HELD_OUT
 from schemas.root import Root
 from schemas.tables import Snapshot
 
-HELD_OUT_ROLES = ("validation", "evaluation")
 READ_TABLES = ("samples", "reference_sets", "noise_annotations")
 
 Versions = Mapping[str, int]
@@ -50,9 +50,7 @@ def held_out(root: Root, versions: Versions) -> HeldOut:
     """Read who is held out; nobody where no reference set was defined."""
     if "reference_sets" not in versions:
         return HeldOut(frozenset(), frozenset())
-    members = _open(root, "reference_sets", versions).read(
-        ["sample_row"], {"role": list(HELD_OUT_ROLES)}
-    )
+    members = _open(root, "reference_sets", versions).read(["sample_row"], {"role": list(HELD_OUT)})
     rows = pc.unique(members["sample_row"]).to_pylist()
     if not rows:
         return HeldOut(frozenset(), frozenset())

@@ -7,7 +7,7 @@ from dagster_project.recipe import ClassifierRule, FixedRule, RankRule, Recipe
 from dagster_project.request import Request
 from pipelines.measures import freeze_quality_rank
 from pipelines.policies import ClassifierThreshold, FixedPerSource, QualityRank, load
-from pipelines.references import TRUSTED
+from schemas.reference_sets import TRUSTED
 from schemas.root import Root
 
 if TYPE_CHECKING:

@@ -6,18 +6,14 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ambient_omni.classifier_data import MIN_TRUSTED, MIN_VALIDATION
 from pipelines.job import JobReport
 from schemas.errors import BadInput, NotEnoughReferences, TableMissing
 from schemas.ids import hash_fraction
-from schemas.reference_sets import CONTRACT
+from schemas.reference_sets import CONTRACT, EVALUATION, HELD_OUT, TRUSTED, VALIDATION
 from schemas.root import Root
 
 JOB = "references"
-TRUSTED, VALIDATION, EVALUATION = "trusted", "validation", "evaluation"
-HELD_OUT_SETS = (VALIDATION, EVALUATION)
-# Fewer positives than this teach a classifier nothing that its positive control could tell.
-MIN_TRUSTED = 32
-MIN_VALIDATION = 8
 
 
 def define_reference_sets(
@@ -98,7 +94,7 @@ def held_out_sample_ids(root: Root) -> frozenset[str]:
     A validation or evaluation image may stand in the pool too, byte for byte; its sample_row
     differs there, its sample_id does not. Take-downs do not shorten the list.
     """
-    return sample_ids_of(root, HELD_OUT_SETS)
+    return sample_ids_of(root, HELD_OUT)
 
 
 def sample_ids_of(root: Root, reference_sets: Sequence[str]) -> frozenset[str]:

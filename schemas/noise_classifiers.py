@@ -11,7 +11,11 @@ CONTRACT = Contract(
     one_row_is="one trained noise classifier",
     key=("classifier_id",),
     columns=(
-        Column("classifier_id", pa.string(), "hash of everything it was made from"),
+        Column(
+            "classifier_id",
+            pa.string(),
+            "hash of the images, pixels and settings it was made from; not of the code",
+        ),
         Column(
             "question",
             pa.string(),

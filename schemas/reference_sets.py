@@ -5,7 +5,10 @@ import pyarrow as pa
 from schemas.columns import SAMPLE_ROW
 from schemas.contract import PARTITION_VALUE_PATTERN, Column, Contract
 
-ROLES = ("trusted", "validation", "evaluation", "foreign")
+# The three sets that every root has are named as their role.
+TRUSTED, VALIDATION, EVALUATION = "trusted", "validation", "evaluation"
+HELD_OUT = (VALIDATION, EVALUATION)
+ROLES = (TRUSTED, *HELD_OUT, "foreign")
 
 CONTRACT = Contract(
     name="reference_sets",

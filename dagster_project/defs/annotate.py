@@ -27,7 +27,7 @@ def noise_classifier(project: Project) -> Result:
     """Train the classifier of the recipe."""
     from ambient_omni.classifier import train_classifier
     from pipelines.measures import classifier_row
-    from pipelines.references import TRUSTED
+    from schemas.reference_sets import TRUSTED
 
     root, request = project.root, project.request
     recipe = request.full_recipe

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_project.defs.project import Project
+from schemas.reference_sets import HELD_OUT, TRUSTED
 from schemas.root import Root
 
 _NUM_NAMED = 3
@@ -68,10 +69,10 @@ def every_sample_is_annotated(
 )
 def held_out_images_are_not_trusted(project: Project) -> dg.AssetCheckResult:
     """Compare the sets by sample_id."""
-    from pipelines.references import HELD_OUT_SETS, TRUSTED, sample_ids_of
+    from pipelines.references import sample_ids_of
 
     root = project.root
-    trusted, held_out = sample_ids_of(root, [TRUSTED]), sample_ids_of(root, HELD_OUT_SETS)
+    trusted, held_out = sample_ids_of(root, [TRUSTED]), sample_ids_of(root, HELD_OUT)
     both = sorted(trusted & held_out)
     problem = f"{len(both)} trusted images are held out: {both[:_NUM_NAMED]}" if both else ""
     return _result(problem, {"trusted": len(trusted), "held_out": len(held_out)})

@@ -93,7 +93,7 @@ def measure(context: dg.AssetExecutionContext, project: Project) -> Iterator[Res
 def ood_scores(context: dg.AssetExecutionContext, project: Project) -> Result:
     """Measure one batch against the trusted set."""
     from pipelines.jobs.ood import ood
-    from pipelines.references import TRUSTED
+    from schemas.reference_sets import TRUSTED
 
     recipe, root, batch = project.request.full_recipe, project.root, context.partition_key
     report = run_job(ood, root, batch, TRUSTED, recipe.ood, settings=recipe.spark)

@@ -10,9 +10,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from pipelines.references import TRUSTED
 from schemas.contract import Contract
 from schemas.errors import AnnotationMissing
+from schemas.reference_sets import TRUSTED
 from schemas.registry import contract
 from schemas.root import Root
 

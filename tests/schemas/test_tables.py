@@ -332,37 +332,32 @@ def test_concurrent_writers_lose_nothing(root):
     assert root.tables.read("ingest_batches").num_rows == 12
 
 
-def test_writers_on_different_machines_meet_in_the_log(root, monkeypatch):
-    """Without the machine's own lock, delta-rs refuses the loser and the retry heals it."""
+def lose_a_race(root, monkeypatch, rows):
+    """Without the machine's own lock, let another writer commit `rows` just before the next try."""
     tables = type(root.tables)
     monkeypatch.setattr(tables, "_commit_lock", lambda self, name: contextlib.nullcontext())
-    commit(root, [1], "x")
     original, raced = tables._log, []
 
     def raced_log(self, *arguments):
         if not raced:
             raced.append(True)
-            commit(Root.open(root.path), [2], "x")
+            commit(Root.open(root.path), rows, "x")
         return original(self, *arguments)
 
     monkeypatch.setattr(tables, "_log", raced_log)
+
+
+def test_writers_on_different_machines_meet_in_the_log(root, monkeypatch):
+    """delta-rs refuses the loser and the retry heals it."""
+    commit(root, [1], "x")
+    lose_a_race(root, monkeypatch, [2])
     commit(root, [3], "x")
     assert rows_of(root) == [3]
 
 
 def test_two_first_commits_of_one_slice_do_not_both_stay(root, monkeypatch):
-    tables = type(root.tables)
-    monkeypatch.setattr(tables, "_commit_lock", lambda self, name: contextlib.nullcontext())
     commit(root, [1], "other")
-    original, raced = tables._log, []
-
-    def raced_log(self, *arguments):
-        if not raced:
-            raced.append(True)
-            commit(Root.open(root.path), [2], "x")
-        return original(self, *arguments)
-
-    monkeypatch.setattr(tables, "_log", raced_log)
+    lose_a_race(root, monkeypatch, [2])
     commit(root, [3], "x")
     assert rows_of(root, reference_set="x") == [3]
 
