@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from dagster_project.defs.project import ROOT_VARIABLE
@@ -15,6 +16,7 @@ from schemas.root import Root
 HOST = "127.0.0.1"
 LOG = "ui.log"
 STOP_SECONDS = 20
+GROUP_SECONDS = 3
 
 
 class PageNotServed(AmbientOmniError):
@@ -80,10 +82,24 @@ def _wait(server: subprocess.Popen[bytes], log: Path) -> int:
             server.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             server.kill()
+        _end_group(server.pid)
         return 0
     finally:
         signal.signal(signal.SIGTERM, held)
     raise PageNotServed(f"the web page ended with code {code}; see the end of {log}")
+
+
+def _end_group(group: int) -> None:
+    """End the server's own children, which would otherwise outlive it by some seconds."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        end = time.monotonic() + GROUP_SECONDS
+        try:
+            os.killpg(group, number)
+            while time.monotonic() < end:
+                os.killpg(group, 0)
+                time.sleep(0.1)
+        except ProcessLookupError:
+            return
 
 
 def _ordinary_signals() -> None:
