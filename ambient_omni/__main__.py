@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ambient_omni.config import EvaluateJob, GenerateJob, TrainConfig, load_config, resolved
+from ambient_omni.config import load_config, resolved
+from ambient_omni.generation.config import GenerateJob
+from ambient_omni.training.config import EvaluateJob, TrainConfig
 from schemas.errors import AmbientOmniError
 from schemas.root import Root
 
@@ -36,17 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(root: Root, file: Path, dry_run: bool) -> str:
     config = load_config(file, TrainConfig)
     if dry_run:
-        from ambient_omni.plan import describe
+        from ambient_omni.training.plan import describe
 
         return describe(root, config)
-    from ambient_omni.trainer import train
+    from ambient_omni.training.trainer import train
 
     run_id = train(root, config)
     return f"run {run_id} is in {root.runs / run_id}"
 
 
 def _train_classifier(root: Root, file: Path, dry_run: bool) -> str:
-    from ambient_omni.classifier import TrainClassifierJob, train_classifier
+    from ambient_omni.classifier.noise_classifier import TrainClassifierJob, train_classifier
 
     job = load_config(file, TrainClassifierJob)
     if dry_run:
@@ -65,7 +67,7 @@ def _generate(root: Root, file: Path, dry_run: bool) -> str:
     job = load_config(file, GenerateJob)
     if dry_run:
         return resolved(job)
-    from ambient_omni.sampling import generate
+    from ambient_omni.generation.sampling import generate
 
     count = generate(root, job.run_id, job.out, job.samples)
     return f"{count} images are in {job.out}"

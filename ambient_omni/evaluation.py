@@ -13,18 +13,18 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ambient_omni import rng
-from ambient_omni.config import HeldOutConfig
-from ambient_omni.networks import device_of
-from ambient_omni.objectives import denoising_loss
-from ambient_omni.packs import to_x0
-from ambient_omni.preconditioning import SIGMA_DATA, Denoiser, loss_weight
-from ambient_omni.trained import load_trained
-from ambient_omni.training_data import (
+from ambient_omni.data.packs import to_x0
+from ambient_omni.data.training_data import (
     READ_TABLES,
     ReferenceImages,
     label_numbers,
     read_reference_images,
 )
+from ambient_omni.models.networks import device_of
+from ambient_omni.models.objectives import denoising_loss
+from ambient_omni.models.preconditioning import SIGMA_DATA, Denoiser, loss_weight
+from ambient_omni.training.config import HeldOutConfig
+from ambient_omni.training.trained import load_trained
 from schemas.root import Root, write_json
 
 HELD_OUT_FILE = "heldout.json"

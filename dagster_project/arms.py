@@ -11,15 +11,15 @@ from schemas.reference_sets import TRUSTED
 from schemas.root import Root
 
 if TYPE_CHECKING:
-    from ambient_omni.config import TrainConfig
     from ambient_omni.evaluation import HeldOutLoss
+    from ambient_omni.training.config import TrainConfig
 
 AnyPolicy = ClassifierThreshold | FixedPerSource | QualityRank
 
 
 def classifier_id_of(root: Root, request: Request) -> str:
     """Return the id of the recipe's noise classifier on the root's present data."""
-    from ambient_omni.classifier import classifier_id_for
+    from ambient_omni.classifier.noise_classifier import classifier_id_for
 
     recipe = request.full_recipe
     return classifier_id_for(
@@ -79,7 +79,7 @@ def run_id_of(root: Root, request: Request, recipe: Recipe, arm: str) -> str:
     Raises:
         AnnotationMissing: the arm's policy was not applied to every batch yet.
     """
-    from ambient_omni.run_record import RunRecord
+    from ambient_omni.training.run_record import RunRecord
 
     return RunRecord.of(root, config_of(root, request, recipe, arm)).run_id
 
@@ -87,7 +87,7 @@ def run_id_of(root: Root, request: Request, recipe: Recipe, arm: str) -> str:
 def evaluate_once(root: Root, run_id: str, reference_set: str, max_images: int) -> "HeldOutLoss":
     """Return a run's held-out loss; measured again only if checkpoint or images changed."""
     from ambient_omni.evaluation import evaluate, read_heldout
-    from ambient_omni.run_record import find_run
+    from ambient_omni.training.run_record import find_run
 
     known = read_heldout(root.runs / run_id).get(reference_set)
     members = root.tables.read("reference_sets", ["sample_row"], {"reference_set": reference_set})

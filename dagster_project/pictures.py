@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ambient_omni.packs import Pack
-from ambient_omni.transforms import Transform
+from ambient_omni.data.packs import Pack
+from ambient_omni.data.transforms import Transform
 from dagster_project.describe import picture
 from schemas.registry import contract
 from schemas.root import Root

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ambient_omni.classifier_config import ClassifierConfig
-from ambient_omni.config import TrainConfig
-from ambient_omni.transforms import Transform
+from ambient_omni.classifier.config import ClassifierConfig
+from ambient_omni.data.transforms import Transform
+from ambient_omni.training.config import TrainConfig
 from pipelines.demo_data import DemoDataConfig
 from pipelines.ingest.config import IngestConfig
 from pipelines.jobs.ood import OodConfig

@@ -97,7 +97,7 @@ def _ood(options: argparse.Namespace) -> JobReport:
 
 
 def _pack(options: argparse.Namespace) -> JobReport:
-    from ambient_omni.transforms import Transform
+    from ambient_omni.data.transforms import Transform
     from pipelines.jobs.pack import build_pack
 
     transform = _config(options, Transform)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ambient_omni.classifier_data import MIN_TRUSTED, MIN_VALIDATION
+from ambient_omni.classifier.data import MIN_TRUSTED, MIN_VALIDATION
 from pipelines.job import JobReport
 from schemas.errors import BadInput, NotEnoughReferences, TableMissing
 from schemas.ids import hash_fraction

@@ -25,7 +25,7 @@ from dagster_project.pictures import classifier_picture, level_pictures
 )
 def noise_classifier(project: Project) -> Result:
     """Train the classifier of the recipe."""
-    from ambient_omni.classifier import train_classifier
+    from ambient_omni.classifier.noise_classifier import train_classifier
     from pipelines.measures import classifier_row
     from schemas.reference_sets import TRUSTED
 

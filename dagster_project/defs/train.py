@@ -22,8 +22,8 @@ from dagster_project.pictures import training_pictures
 )
 def trained_models(context: dg.AssetExecutionContext, project: Project) -> Result:
     """Train one arm."""
-    from ambient_omni.run_record import find_run
-    from ambient_omni.trainer import train
+    from ambient_omni.training.run_record import find_run
+    from ambient_omni.training.trainer import train
     from dagster_project.arms import config_of
 
     root, request, arm = project.root, project.request, context.partition_key

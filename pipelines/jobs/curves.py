@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ambient_omni.classifier import CurveBatch, NoiseClassifier, load, transform_of
-from ambient_omni.packs import Pack, PackMissing, PackSet, PackWriter, to_x0
+from ambient_omni.classifier.noise_classifier import CurveBatch, NoiseClassifier, load, transform_of
+from ambient_omni.data.packs import Pack, PackMissing, PackSet, PackWriter, to_x0
 from pipelines.batches import BatchFacts, ImageTask, image_tasks, open_batch, read_ids
 from pipelines.job import JobReport
 from pipelines.jobs.pack import pack_inputs

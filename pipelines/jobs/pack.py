@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ambient_omni.packs import ChunkInfo, PackWriter
-from ambient_omni.transforms import Transform
+from ambient_omni.data.packs import ChunkInfo, PackWriter
+from ambient_omni.data.transforms import Transform
 from pipelines.batches import BatchFacts, ImageTask, image_tasks, open_batch, read_images
 from pipelines.job import JobReport
 from pipelines.spark import SparkSettings, run_tasks

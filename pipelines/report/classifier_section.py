@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ambient_omni.packs import PackSet
+from ambient_omni.data.packs import PackSet
 from pipelines.report import plots
 from pipelines.report.gallery import GalleryImage, thumbnails
 from pipelines.report.pictures import Picture, classifier_plot, picture

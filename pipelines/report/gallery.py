@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ambient_omni.packs import PackSet
+from ambient_omni.data.packs import PackSet
 from pipelines.report.drawing.mosaic import encode
 from pipelines.report.pictures import data_uri
 from pipelines.report.pool import Pool

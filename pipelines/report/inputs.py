@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ambient_omni.transforms import Transform
+from ambient_omni.data.transforms import Transform
 
 
 class ReportInputs(BaseModel):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ambient_omni.code_version import code_version
-from ambient_omni.preconditioning import SIGMA_DATA
-from ambient_omni.training_data import held_out
+from ambient_omni.data.training_data import held_out
+from ambient_omni.models.preconditioning import SIGMA_DATA
 from pipelines.report.drawing.style import words
 from pipelines.report.inputs import ReportInputs
 from pipelines.report.pictures import Floats

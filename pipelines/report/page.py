@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from ambient_omni.packs import PackSet
+from ambient_omni.data.packs import PackSet
 from pipelines.report import pictures
 from pipelines.report.classifier_section import classifier_section
 from pipelines.report.comparison import Comparison, read_comparison, with_error

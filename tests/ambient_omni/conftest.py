@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ambient_omni import rng
-from ambient_omni.config import TrainConfig
-from ambient_omni.packs import PackWriter
-from ambient_omni.transforms import Transform
+from ambient_omni.data.packs import PackWriter
+from ambient_omni.data.transforms import Transform
+from ambient_omni.training.config import TrainConfig
 from schemas.registry import contract
 
 TRANSFORM = Transform(resolution=8)

@@ -1,7 +1,7 @@
 import numpy as np
 
-from ambient_omni.annotations import Annotations
-from ambient_omni.audit import Audit, bucket_names
+from ambient_omni.data.annotations import Annotations
+from ambient_omni.training.audit import Audit, bucket_names
 
 LEVELS = Annotations(np.array([0.0, 0.3, np.nan, 2.0]), np.array([0.0, 0.0, 0.0, 0.1]))
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ambient_omni import rng
-from ambient_omni.calibration import Calibration, calibrate
+from ambient_omni.classifier.calibration import Calibration, calibrate
 
 
 def two_gaussians(distance: float, count: int = 4000):

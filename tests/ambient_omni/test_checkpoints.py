@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ambient_omni import checkpoints, rng
+from ambient_omni import rng
+from ambient_omni.training import checkpoints
 from schemas.errors import CheckpointRefused
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ambient_omni import rng
-from ambient_omni.classifier import (
+from ambient_omni.classifier.noise_classifier import (
     ClassifierConfig,
     classifier_id_for,
     fold_of,
@@ -13,8 +13,8 @@ from ambient_omni.classifier import (
     train_classifier,
 )
 from ambient_omni.damage import damage
-from ambient_omni.packs import PackSet, PackWriter, to_x0
-from ambient_omni.transforms import Transform
+from ambient_omni.data.packs import PackSet, PackWriter, to_x0
+from ambient_omni.data.transforms import Transform
 from schemas.errors import BadInput, ClassifierRefused, NotEnoughReferences
 
 TRANSFORM = Transform(resolution=16)
@@ -143,14 +143,15 @@ def test_training_twice_changes_nothing_and_trains_nothing(trained, monkeypatch)
     filled, first = trained
     before = filled.tables.version("noise_classifiers")
     monkeypatch.setattr(
-        "ambient_omni.classifier.train_fold", lambda *_: pytest.fail("trained again")
+        "ambient_omni.classifier.noise_classifier.train_fold",
+        lambda *_: pytest.fail("trained again"),
     )
     assert train(filled) == first
     assert filled.tables.version("noise_classifiers") == before
 
 
 def test_a_stopped_training_goes_on_with_the_fold_that_is_missing(filled, monkeypatch):
-    import ambient_omni.classifier as module
+    import ambient_omni.classifier.noise_classifier as module
 
     trained, whole = [], module.train_fold
 
@@ -194,7 +195,7 @@ def test_an_image_gets_the_same_curve_in_any_batch(trained):
 
 
 def test_no_fold_trains_on_an_image_that_it_grades(filled, monkeypatch):
-    import ambient_omni.classifier as module
+    import ambient_omni.classifier.noise_classifier as module
 
     seen, whole = {}, module.train_fold
 
@@ -221,7 +222,7 @@ def test_grading_by_a_fold_that_may_have_seen_the_image_is_refused(trained):
 def test_a_pool_image_that_is_also_a_reference_is_no_negative(root, make_batch, tiny, mixed_pool):
     twin = pictures(60, seed=1)[0]  # the bytes of the first validation image
     filled = fill(root, make_batch, tiny, [*mixed_pool, twin])
-    from ambient_omni.classifier_data import ClassifierData
+    from ambient_omni.classifier.data import ClassifierData
 
     data = ClassifierData.read(filled, ["pool"], "trusted")
     assert len(data.pool) == len(mixed_pool)

@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from ambient_omni.config import TrainConfig, load_config, resolved
+from ambient_omni.config import load_config, resolved
+from ambient_omni.training.config import TrainConfig
 from schemas.errors import BadInput
 
 SMALLEST = {"policy_id": "p", "batches": ["b"]}

@@ -5,7 +5,7 @@ from torch import nn
 
 from ambient_omni import rng
 from ambient_omni.evaluation import evaluate, heldout_loss, read_heldout
-from ambient_omni.trainer import train
+from ambient_omni.training.trainer import train
 from schemas.errors import NotEnoughReferences
 
 

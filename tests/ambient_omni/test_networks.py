@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from ambient_omni import rng
-from ambient_omni.config import EmaConfig, NetworkConfig, OptimizerConfig
-from ambient_omni.networks import build_denoiser, num_parameters
-from ambient_omni.optimization import Ema, ema_decay, learning_rate
+from ambient_omni.models.config import NetworkConfig
+from ambient_omni.models.networks import build_denoiser, num_parameters
+from ambient_omni.training.config import EmaConfig, OptimizerConfig
+from ambient_omni.training.optimization import Ema, ema_decay, learning_rate
 
 TINY = NetworkConfig(patch=2, widths=(8, 16), norm_groups=4)
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from ambient_omni import rng
-from ambient_omni.objectives import denoising_loss, denoising_pair
-from ambient_omni.preconditioning import loss_weight
+from ambient_omni.models.objectives import denoising_loss, denoising_pair
+from ambient_omni.models.preconditioning import loss_weight
 
 COUNT = 400_000
 

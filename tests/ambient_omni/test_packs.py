@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ambient_omni import rng
-from ambient_omni.packs import Pack, PackMissing, PackSet, PackWriter, to_pixels, to_x0
-from ambient_omni.transforms import Transform
+from ambient_omni.data.packs import Pack, PackMissing, PackSet, PackWriter, to_pixels, to_x0
+from ambient_omni.data.transforms import Transform
 
 TRANSFORM = Transform(resolution=4)
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from ambient_omni import rng
-from ambient_omni.classifier_config import ControlConfig
-from ambient_omni.positive_control import judge_control, plant, require_found, separation
+from ambient_omni.classifier.config import ControlConfig
+from ambient_omni.classifier.positive_control import judge_control, plant, require_found, separation
 from schemas.errors import ClassifierRefused
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from ambient_omni.preconditioning import Denoiser, coefficients, loss_weight
+from ambient_omni.models.preconditioning import Denoiser, coefficients, loss_weight
 
 SIGMA = torch.logspace(-3, 2, 21, dtype=torch.float64)
 

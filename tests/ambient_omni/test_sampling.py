@@ -7,11 +7,12 @@ from PIL import Image
 from torch import nn
 
 from ambient_omni import rng
-from ambient_omni.config import NetworkConfig, SampleConfig
-from ambient_omni.networks import build_denoiser
+from ambient_omni.generation.config import SampleConfig
+from ambient_omni.generation.sampling import generate, heun, sample_images, save_grid
+from ambient_omni.models.config import NetworkConfig
+from ambient_omni.models.networks import build_denoiser
 from ambient_omni.noise.levels import edm_grid
-from ambient_omni.sampling import generate, heun, sample_images, save_grid
-from ambient_omni.trainer import train
+from ambient_omni.training.trainer import train
 
 
 class Gaussian(nn.Module):

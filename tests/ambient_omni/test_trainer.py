@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ambient_omni import checkpoints, trainer
-from ambient_omni.checkpoints import load
 from ambient_omni.evaluation import read_heldout
-from ambient_omni.trained import load_checkpoint, load_trained
-from ambient_omni.trainer import Trainer, TrainingStopped, train
+from ambient_omni.training import checkpoints, trainer
+from ambient_omni.training.checkpoints import load
+from ambient_omni.training.trained import load_checkpoint, load_trained
+from ambient_omni.training.trainer import Trainer, TrainingStopped, train
 from schemas.errors import BadInput, CheckpointRefused, NotEnoughReferences, TrainingFailed
 
 
@@ -113,8 +113,8 @@ def test_ctrl_c_saves_and_the_resumed_run_ends_with_the_same_weights(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ambient_omni.config import TrainConfig
-from ambient_omni.trainer import Trainer, train
+from ambient_omni.training.config import TrainConfig
+from ambient_omni.training.trainer import Trainer, train
 from schemas.root import Root
 
 ordinary = Trainer._step

@@ -2,12 +2,17 @@ import numpy as np
 import pytest
 import torch
 
-from ambient_omni.annotations import NoiseSpaceMismatch
+from ambient_omni.data.annotations import NoiseSpaceMismatch
+from ambient_omni.data.packs import PackMissing
+from ambient_omni.data.training_data import (
+    READ_TABLES,
+    BatchMaker,
+    label_numbers,
+    open_training_data,
+)
+from ambient_omni.data.transforms import Transform
 from ambient_omni.noise.eligibility import NoEligibleSample
-from ambient_omni.packs import PackMissing
-from ambient_omni.run_record import RunRecord
-from ambient_omni.training_data import READ_TABLES, BatchMaker, label_numbers, open_training_data
-from ambient_omni.transforms import Transform
+from ambient_omni.training.run_record import RunRecord
 from schemas.errors import AnnotationMissing, BadInput
 from schemas.registry import contract
 

@@ -3,7 +3,7 @@ import pytest
 from pydantic import ValidationError
 
 from ambient_omni import rng
-from ambient_omni.transforms import Transform
+from ambient_omni.data.transforms import Transform
 
 
 def picture(height, width):

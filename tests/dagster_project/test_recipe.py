@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from ambient_omni.transforms import Transform
+from ambient_omni.data.transforms import Transform
 from dagster_project.recipe import Recipe, load_recipe, parse_recipe, recipe_names
 from schemas.errors import BadInput
 

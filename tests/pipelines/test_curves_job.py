@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from ambient_omni import classifier as classifier_module
 from ambient_omni import rng
-from ambient_omni.calibration import Calibration
-from ambient_omni.classifier import ClassifierConfig, load
-from ambient_omni.classifier_network import NoiseClassifierNetwork
-from ambient_omni.packs import PackMissing, to_x0
-from ambient_omni.transforms import Transform
+from ambient_omni.classifier import noise_classifier as classifier_module
+from ambient_omni.classifier.calibration import Calibration
+from ambient_omni.classifier.network import NoiseClassifierNetwork
+from ambient_omni.classifier.noise_classifier import ClassifierConfig, load
+from ambient_omni.data.packs import PackMissing, to_x0
+from ambient_omni.data.transforms import Transform
 from pipelines.jobs import curves as curves_module
 from pipelines.jobs.annotate import annotate
 from pipelines.jobs.curves import curves, measure

@@ -3,8 +3,8 @@ import datetime as dt
 import numpy as np
 import pytest
 
-from ambient_omni.packs import Pack, PackMissing
-from ambient_omni.transforms import Transform
+from ambient_omni.data.packs import Pack, PackMissing
+from ambient_omni.data.transforms import Transform
 from pipelines.jobs import pack as pack_module
 from pipelines.jobs.pack import build_pack, write_chunk
 from pipelines.spark import TasksFailed

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ambient_omni import rng
+from ambient_omni.data.packs import PackWriter
+from ambient_omni.data.transforms import Transform
 from ambient_omni.evaluation import HeldOutLoss, keep_heldout
-from ambient_omni.packs import PackWriter
-from ambient_omni.transforms import Transform
 from pipelines.report import ReportInputs, build_report
 from pipelines.report.drawing.mosaic import mosaic
 from schemas.errors import AnnotationMissing, BadInput, TableMissing

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from ambient_omni.classifier_config import ClassifierNetworkConfig
+from ambient_omni.classifier.config import ClassifierNetworkConfig
 
 SIGMA_DATA = 0.5
 COSINE_WINDOWS = ((4, 2), (8, 4))

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ambient_omni import rng
-from ambient_omni.annotations import Annotations, read_annotations
-from ambient_omni.config import TrainConfig
+from ambient_omni.data.annotations import Annotations, read_annotations
+from ambient_omni.data.packs import PackSet, to_x0
+from ambient_omni.data.transforms import Transform
 from ambient_omni.noise.eligibility import EligibilityIndex
 from ambient_omni.noise.usable import Usable, hidden_level
-from ambient_omni.packs import PackSet, to_x0
-from ambient_omni.transforms import Transform
+from ambient_omni.training.config import TrainConfig
 from schemas.errors import BadInput, NotEnoughReferences
 from schemas.ids import canonical_hash, hash_fraction
 from schemas.reference_sets import HELD_OUT

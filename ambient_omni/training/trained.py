@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ambient_omni import checkpoints
-from ambient_omni.config import TrainConfig
-from ambient_omni.networks import build_denoiser
-from ambient_omni.preconditioning import Denoiser
-from ambient_omni.run_record import find_run
+from ambient_omni.models.networks import build_denoiser
+from ambient_omni.models.preconditioning import Denoiser
+from ambient_omni.training import checkpoints
+from ambient_omni.training.config import TrainConfig
+from ambient_omni.training.run_record import find_run
 from schemas.errors import BadInput
 from schemas.root import Root
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 
 from ambient_omni import rng
-from ambient_omni.config import NetworkConfig
-from ambient_omni.preconditioning import Denoiser
+from ambient_omni.models.config import NetworkConfig
+from ambient_omni.models.preconditioning import Denoiser
 
 # diffusers' positional embedding is made for steps 0..1000. ln σ / 4 runs from -1.55 at the
 # sampler's lowest level 0.002 to 1.1 at its highest, 80; this makes that about 1000 wide.

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ambient_omni.transforms import Transform
+from ambient_omni.data.transforms import Transform
 from schemas.errors import AmbientOmniError
 from schemas.root import write_json
 

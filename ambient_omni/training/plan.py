@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ambient_omni.config import TrainConfig, resolved
-from ambient_omni.networks import build_denoiser, num_parameters
+from ambient_omni.config import resolved
+from ambient_omni.data.training_data import BatchMaker, TrainingData, open_training_data
+from ambient_omni.models.networks import build_denoiser, num_parameters
 from ambient_omni.noise.usable import Levels, effective_samples_per_band
-from ambient_omni.run_record import RunRecord
-from ambient_omni.training_data import BatchMaker, TrainingData, open_training_data
+from ambient_omni.training.config import TrainConfig
+from ambient_omni.training.run_record import RunRecord
 from schemas.root import Root
 
 # Edges of the bands that people are shown; one octave or two each, over the prior's bulk.

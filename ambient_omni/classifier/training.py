@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from ambient_omni import rng
-from ambient_omni.classifier_config import ClassifierConfig
-from ambient_omni.classifier_network import NoiseClassifierNetwork
-from ambient_omni.packs import to_x0
+from ambient_omni.classifier.config import ClassifierConfig
+from ambient_omni.classifier.network import NoiseClassifierNetwork
+from ambient_omni.data.packs import to_x0
 from ambient_omni.progress import progress
 
 _WARMUP_STEPS = 50

@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from ambient_omni import rng
-from ambient_omni.config import SampleConfig
-from ambient_omni.networks import device_of
+from ambient_omni.data.packs import to_pixels
+from ambient_omni.generation.config import SampleConfig
+from ambient_omni.models.networks import device_of
+from ambient_omni.models.preconditioning import Denoiser
 from ambient_omni.noise.levels import edm_grid
-from ambient_omni.packs import to_pixels
-from ambient_omni.preconditioning import Denoiser
 from ambient_omni.progress import progress
-from ambient_omni.trained import load_trained
+from ambient_omni.training.trained import load_trained
 from schemas.root import Root, write_json
 
 # Images of a grid that somebody looks at.

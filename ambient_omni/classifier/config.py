@@ -6,17 +6,14 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from ambient_omni.transforms import Transform
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from ambient_omni.config import Frozen
+from ambient_omni.data.transforms import Transform
 
 
-class ClassifierNetworkConfig(_Frozen):
-    """Size of the network; see `classifier_network.NoiseClassifierNetwork`."""
+class ClassifierNetworkConfig(Frozen):
+    """Size of the network; see `classifier.network.NoiseClassifierNetwork`."""
 
     patch: int = Field(default=2, ge=1, description="Side of the patches of the small CNN.")
     widths: tuple[int, ...] = Field(
@@ -26,7 +23,7 @@ class ClassifierNetworkConfig(_Frozen):
     dropout: float = Field(default=0.2, ge=0, lt=1)
 
 
-class ControlConfig(_Frozen):
+class ControlConfig(Frozen):
     """The positive control: what is planted, and what must be found."""
 
     severities: dict[str, float] = Field(
@@ -45,7 +42,7 @@ class ControlConfig(_Frozen):
     )
 
 
-class ClassifierConfig(_Frozen):
+class ClassifierConfig(Frozen):
     """One noise classifier: K networks, each grading what it did not see."""
 
     network: ClassifierNetworkConfig = ClassifierNetworkConfig()
@@ -84,7 +81,7 @@ class ClassifierConfig(_Frozen):
         return np.geomspace(self.sigma_low, self.sigma_high, self.num_levels)
 
 
-class TrainClassifierJob(_Frozen):
+class TrainClassifierJob(Frozen):
     """What `python -m ambient_omni train-classifier` does."""
 
     classifier: ClassifierConfig = ClassifierConfig()

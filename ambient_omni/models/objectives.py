@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ambient_omni.preconditioning import SIGMA_DATA, loss_weight
+from ambient_omni.models.preconditioning import SIGMA_DATA, loss_weight
 
 
 @dataclass(frozen=True)

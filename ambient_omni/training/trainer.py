@@ -13,24 +13,25 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ambient_omni import checkpoints, rng
-from ambient_omni.audit import Audit
-from ambient_omni.config import TrainConfig
-from ambient_omni.evaluation import evaluate_reference, keep_heldout
-from ambient_omni.interrupts import StopRequest
-from ambient_omni.networks import build_denoiser
-from ambient_omni.objectives import denoising_loss, denoising_pair
-from ambient_omni.optimization import Ema, ema_decay, learning_rate
-from ambient_omni.progress import progress
-from ambient_omni.run_record import RunRecord
-from ambient_omni.sampling import sample_images, save_grid
-from ambient_omni.trained import load_checkpoint
-from ambient_omni.training_data import (
+from ambient_omni import rng
+from ambient_omni.data.training_data import (
     Batch,
     BatchMaker,
     open_training_data,
     read_reference_images,
 )
+from ambient_omni.evaluation import evaluate_reference, keep_heldout
+from ambient_omni.generation.sampling import sample_images, save_grid
+from ambient_omni.interrupts import StopRequest
+from ambient_omni.models.networks import build_denoiser
+from ambient_omni.models.objectives import denoising_loss, denoising_pair
+from ambient_omni.progress import progress
+from ambient_omni.training import checkpoints
+from ambient_omni.training.audit import Audit
+from ambient_omni.training.config import TrainConfig
+from ambient_omni.training.optimization import Ema, ema_decay, learning_rate
+from ambient_omni.training.run_record import RunRecord
+from ambient_omni.training.trained import load_checkpoint
 from schemas.errors import BadInput, CheckpointRefused, TrainingFailed
 from schemas.root import Root
 

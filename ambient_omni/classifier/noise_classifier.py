@@ -17,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from ambient_omni.calibration import Calibration, calibrate
-from ambient_omni.classifier_config import ClassifierConfig, TrainClassifierJob
-from ambient_omni.classifier_data import ClassifierData, PackedImages, fold_of
-from ambient_omni.classifier_network import NoiseClassifierNetwork
-from ambient_omni.classifier_training import grade, noise_bank, train_fold
+from ambient_omni.classifier.calibration import Calibration, calibrate
+from ambient_omni.classifier.config import ClassifierConfig, TrainClassifierJob
+from ambient_omni.classifier.data import ClassifierData, PackedImages, fold_of
+from ambient_omni.classifier.network import NoiseClassifierNetwork
+from ambient_omni.classifier.positive_control import judge_control, plant, require_found, separation
+from ambient_omni.classifier.training import grade, noise_bank, train_fold
 from ambient_omni.code_version import code_version
-from ambient_omni.packs import to_x0
-from ambient_omni.positive_control import judge_control, plant, require_found, separation
+from ambient_omni.data.packs import to_x0
+from ambient_omni.data.transforms import Transform
 from ambient_omni.progress import progress
-from ambient_omni.transforms import Transform
 from schemas.errors import BadInput, ClassifierRefused
 from schemas.registry import contract
 from schemas.root import Root, write_json

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ambient_omni import rng
-from ambient_omni.classifier_config import ControlConfig
+from ambient_omni.classifier.config import ControlConfig
 from ambient_omni.damage import damage
 from schemas.errors import ClassifierRefused
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ambient_omni.annotations import Annotations
+from ambient_omni.data.annotations import Annotations
 
 # Edges of the buckets of sigma_min: 0, then octaves, then null.
 _MIN_EDGES = np.array([0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, np.inf])

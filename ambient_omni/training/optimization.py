@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ambient_omni.config import EmaConfig, OptimizerConfig
+from ambient_omni.training.config import EmaConfig, OptimizerConfig
 
 Module = TypeVar("Module", bound=nn.Module)
 

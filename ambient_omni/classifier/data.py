@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ambient_omni.classifier_config import ClassifierConfig
-from ambient_omni.packs import PackSet
-from ambient_omni.transforms import Transform
+from ambient_omni.classifier.config import ClassifierConfig
+from ambient_omni.data.packs import PackSet
+from ambient_omni.data.transforms import Transform
 from schemas.errors import BadInput, NotEnoughReferences
 from schemas.ids import canonical_hash, hash_fraction
 from schemas.reference_sets import HELD_OUT, VALIDATION

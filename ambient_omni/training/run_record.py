@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from ambient_omni.code_version import code_version
-from ambient_omni.config import TrainConfig
-from ambient_omni.training_data import READ_TABLES, held_out
+from ambient_omni.data.training_data import READ_TABLES, held_out
+from ambient_omni.training.config import TrainConfig
 from schemas.errors import AnnotationMissing, BadInput
 from schemas.ids import canonical_hash
 from schemas.registry import contract
