@@ -5,7 +5,9 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check schemas clean
+BENCHMARKS := $(filter-out __init__ common table,$(basename $(notdir $(wildcard benchmarks/*.py))))
+
+.PHONY: help setup demo test test-fast check schemas bench bench-table clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -37,6 +39,14 @@ check: $(STAMP) ## lint, format, types, import direction
 schemas: $(STAMP) ## write the frozen contracts and the data dictionary anew
 	$(PY) -m schemas freeze
 	$(PY) -m schemas dictionary
+
+bench: $(addprefix bench-,$(BENCHMARKS)) bench-table ## run all benchmarks, and write docs/benchmarks.md; bench-NAME runs one
+
+bench-table: $(STAMP)
+	$(PY) -m benchmarks.table
+
+bench-%: $(STAMP)
+	$(PY) -m benchmarks.$*
 
 clean: ## remove the demo's results; the environment stays
 	rm -rf demo demo-quick
