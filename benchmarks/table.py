@@ -10,8 +10,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 _HEAD = """# Benchmarks
 
-Made by `make bench-table` from `benchmarks/results/*.json`. Ratios are of things run side by side, in
-turns, in one run: machines are shared and noisy, so no absolute time here means much elsewhere.
+Made by `make bench-table` from `benchmarks/results/*.json`. Ratios are of things run side by
+side, in turns, in one run: machines are shared and noisy, so absolute times mean little.
 `make bench` runs all, `make bench-NAME` one module of `benchmarks/`.
 
 | result | figure | goal | reached | compared with | spread |
