@@ -1,4 +1,4 @@
-"""What a run trains on, and the batch of each step as a pure function of (seed, step)."""
+"""What a run trains on: samples, their levels and their packs, at pinned versions."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ambient_omni import rng
 from ambient_omni.data.annotations import Annotations, read_annotations
-from ambient_omni.data.packs import PackSet, to_x0
+from ambient_omni.data.packs import PackSet
+from ambient_omni.data.sample_ids import SampleIds
 from ambient_omni.data.transforms import Transform
-from ambient_omni.noise.eligibility import EligibilityIndex
-from ambient_omni.noise.usable import Usable, hidden_level
 from ambient_omni.training.config import TrainConfig
 from schemas.errors import BadInput, NotEnoughReferences
 from schemas.ids import canonical_hash, hash_fraction
@@ -62,14 +58,13 @@ def held_out(root: Root, versions: Versions) -> HeldOut:
 class TrainingData:
     """N training samples in the order of sample_row, with everything a step looks up.
 
-    sample_rows (N,) int64; pack_index (N,) int64 positions in `packs`; noise_keys (N,) uint64, the
-    address of each sample's fixed noise, from its content; labels (N,) int64 or None.
+    sample_rows (N,) int64; pack_index (N,) int64 positions in `packs`; labels (N,) int64 or None.
     """
 
     packs: PackSet
     sample_rows: NDArray[np.int64]
     pack_index: NDArray[np.int64]
-    noise_keys: NDArray[np.uint64]
+    sample_ids: SampleIds
     annotations: Annotations
     labels: NDArray[np.int64] | None
     label_names: tuple[str, ...]
@@ -105,7 +100,7 @@ def open_training_data(root: Root, config: TrainConfig, versions: Versions) -> T
         packs=packs,
         sample_rows=rows,
         pack_index=packs.index_of(rows),
-        noise_keys=_noise_keys(trained["sample_id"]),
+        sample_ids=SampleIds.of_hex(trained["sample_id"]),
         annotations=read_annotations(
             _open(root, "noise_annotations", versions),
             config.policy_id,
@@ -117,86 +112,6 @@ def open_training_data(root: Root, config: TrainConfig, versions: Versions) -> T
         label_names=names,
         num_held_out=samples.num_rows - trained.num_rows,
     )
-
-
-@dataclass(frozen=True)
-class Draw:
-    """The global draw of one step: `index` (B,) into the training data, `sigma` (B,) float64."""
-
-    index: NDArray[np.int64]
-    sigma: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one process trains on in one step; images (b, C, H, W) float32, the rest (b,)."""
-
-    x0: Tensor
-    sigma: Tensor
-    hidden: Tensor
-    fresh: Tensor
-    fixed: Tensor | None
-    labels: Tensor | None
-
-
-class BatchMaker:
-    """Makes the batch of any step, in any order, on any number of processes.
-
-    All randomness is addressed by (seed, step, position in the global batch), so that a run that
-    was killed goes on with the numbers it would have had.
-
-    Raises:
-        NoEligibleSample: some level of the prior has no sample that may be used.
-    """
-
-    def __init__(self, data: TrainingData, config: TrainConfig) -> None:
-        self.data = data
-        self._config = config
-        levels = data.annotations
-        self.usable = Usable.of(levels.sigma_min, levels.sigma_max, config.kappa)
-        self._index = EligibilityIndex(self.usable)
-        self._index.require_every_level(config.prior)
-
-    def draw(self, step: int) -> Draw:
-        """Draw the levels of a step, then a sample for each: the same on every process."""
-        size, seed = self._config.batch_size, self._config.seed
-        sigma = self._config.prior.sigma_of(rng.uniform(size, seed, "level", step))
-        return Draw(self._index.draw(sigma, rng.uniform(size, seed, "sample", step)), sigma)
-
-    def batch(self, step: int, draw: Draw, positions: range) -> Batch:
-        """Return the images and noise of some positions of a step's global batch.
-
-        Args:
-            step: number of the step.
-            draw: what `draw(step)` returned.
-            positions: this process's share.
-        """
-        config, data = self._config, self.data
-        here = slice(positions.start, positions.stop)
-        index, sigma = draw.index[here], draw.sigma[here]
-        x0 = to_x0(data.packs.take(data.pack_index[index]))
-        hidden = hidden_level(sigma, self.usable.floor[index], config.objective, config.kappa)
-        fixed = self._fixed_noise(index, x0.shape[1:]) if hidden.any() else None
-        if config.horizontal_flip:
-            mirrored = rng.uniform(config.batch_size, config.seed, "flip", step)[here] < 0.5
-            # The fixed noise belongs to the stored image, so it is mirrored with it.
-            for images in (x0, fixed):
-                if images is not None:
-                    images[mirrored] = images[mirrored, :, :, ::-1]
-        fresh = rng.normal_rows(positions, x0.shape[1:], config.seed, "noise", step)
-        return Batch(
-            x0=torch.from_numpy(x0),
-            sigma=torch.from_numpy(sigma.astype(np.float32)),
-            hidden=torch.from_numpy(hidden.astype(np.float32)),
-            fresh=torch.from_numpy(fresh),
-            fixed=None if fixed is None else torch.from_numpy(fixed),
-            labels=None if data.labels is None else torch.from_numpy(data.labels[index]),
-        )
-
-    def _fixed_noise(self, index: NDArray[np.int64], shape: Sequence[int]) -> NDArray[np.float32]:
-        # Not keyed by the run's seed: two runs that hid an image behind different noise would
-        # together give it away.
-        return rng.normal_rows(self.data.noise_keys[index], shape, 0, "fixed-noise")
 
 
 @dataclass(frozen=True)
@@ -273,12 +188,6 @@ def _labels(samples: pa.Table) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         )
     names = sorted(pc.unique(samples["label"]).to_pylist())
     return pc.index_in(samples["label"], pa.array(names)).to_numpy().astype(np.int64), tuple(names)
-
-
-def _noise_keys(sample_ids: pa.ChunkedArray) -> NDArray[np.uint64]:
-    # 64 of the 256 bits: two of 1e8 images share a key with probability 3e-4, and then they share
-    # their noise, which harms nothing.
-    return np.array([int(name[:16], 16) for name in sample_ids.to_pylist()], np.uint64)
 
 
 def _open(root: Root, name: str, versions: Versions) -> Snapshot:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ambient_omni.config import resolved
-from ambient_omni.data.training_data import BatchMaker, TrainingData, open_training_data
+from ambient_omni.data.batches import BatchMaker
+from ambient_omni.data.training_data import TrainingData, open_training_data
 from ambient_omni.models.networks import build_denoiser, num_parameters
 from ambient_omni.noise.usable import Levels, effective_samples_per_band
 from ambient_omni.training.config import TrainConfig

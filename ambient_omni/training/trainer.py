@@ -14,12 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ambient_omni import rng
-from ambient_omni.data.training_data import (
-    Batch,
-    BatchMaker,
-    open_training_data,
-    read_reference_images,
-)
+from ambient_omni.data.batches import Batch, BatchMaker
+from ambient_omni.data.training_data import open_training_data, read_reference_images
 from ambient_omni.evaluation import evaluate_reference, keep_heldout
 from ambient_omni.generation.sampling import sample_images, save_grid
 from ambient_omni.interrupts import StopRequest

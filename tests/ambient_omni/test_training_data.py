@@ -3,13 +3,9 @@ import pytest
 import torch
 
 from ambient_omni.data.annotations import NoiseSpaceMismatch
+from ambient_omni.data.batches import BatchMaker
 from ambient_omni.data.packs import PackMissing
-from ambient_omni.data.training_data import (
-    READ_TABLES,
-    BatchMaker,
-    label_numbers,
-    open_training_data,
-)
+from ambient_omni.data.training_data import READ_TABLES, label_numbers, open_training_data
 from ambient_omni.data.transforms import Transform
 from ambient_omni.noise.eligibility import NoEligibleSample
 from ambient_omni.training.run_record import RunRecord

@@ -1,0 +1,192 @@
+"""The batch of each step as a pure function of (seed, step, position)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ambient_omni import rng
+from ambient_omni.data.packs import to_x0
+from ambient_omni.data.training_data import TrainingData
+from ambient_omni.noise.eligibility import EligibilityIndex
+from ambient_omni.noise.usable import Objective, Usable, hidden_level
+
+if TYPE_CHECKING:
+    from ambient_omni.noise.priors import Prior
+
+
+class BatchSettings(Protocol):
+    """What a batch depends on, as a training config has it."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step, over all processes."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+
+    @property
+    def prior(self) -> Prior:
+        """Distribution of levels."""
+
+    @property
+    def objective(self) -> Objective:
+        """Which target is learned."""
+
+    @property
+    def kappa(self) -> float:
+        """Margin above sigma_min."""
+
+    @property
+    def horizontal_flip(self) -> bool:
+        """Mirror half of the images."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The global draw of one step: `index` (B,) into the training data, `sigma` (B,) float64.
+
+    Every sigma is a float32 number, so that the level which a network sees is the level at which
+    the sample was found usable.
+    """
+
+    index: NDArray[np.int64]
+    sigma: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one process trains on in one step; b images of the global batch.
+
+    x0, fresh, fixed (b, C, H, W) float32, -1..1 and standard normal; sigma, hidden (b,) float32;
+    labels (b,) int64; drop_condition (b,) bool, where the condition is left out; index (b,) int64
+    into the training data; sample_rows (b,) int64; noise_seeds (b,) uint64, the number of the draw
+    in the run (step · batch size + position), which with the run's seed addresses `fresh`.
+    """
+
+    x0: Tensor
+    sigma: Tensor
+    hidden: Tensor
+    fresh: Tensor
+    fixed: Tensor | None
+    labels: Tensor | None
+    captions: tuple[str, ...] | None
+    drop_condition: Tensor | None
+    index: Tensor
+    sample_rows: Tensor
+    sample_ids: tuple[str, ...]
+    noise_seeds: Tensor
+
+    def __len__(self) -> int:
+        return len(self.sigma)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch with what a network reads on `device`; names of samples stay."""
+        moved: dict[str, Any] = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if field.name in _FOR_NETWORKS and (value := getattr(self, field.name)) is not None
+        }
+        return replace(self, **moved)
+
+
+_FOR_NETWORKS = frozenset({"x0", "sigma", "hidden", "fresh", "fixed", "labels", "drop_condition"})
+
+
+class BatchMaker:
+    """Makes the batch of any step, in any order, on any number of processes.
+
+    All randomness is addressed by (seed, step, position in the global batch), so that a run that
+    was killed goes on with the numbers it would have had.
+
+    Args:
+        data: what is trained on.
+        config: what a batch depends on.
+        condition_dropout: share of the images whose condition is left out.
+
+    Raises:
+        NoEligibleSample: some level of the prior has no sample that may be used.
+    """
+
+    def __init__(
+        self, data: TrainingData, config: BatchSettings, condition_dropout: float = 0.0
+    ) -> None:
+        self.data = data
+        self._config = config
+        self._dropout = condition_dropout
+        levels = data.annotations
+        self.usable = Usable.of(levels.sigma_min, levels.sigma_max, config.kappa)
+        self._index = EligibilityIndex(self.usable)
+        self._index.require_every_level(config.prior)
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step, over all processes."""
+        return self._config.batch_size
+
+    def draw(self, step: int) -> Draw:
+        """Draw the levels of a step, then a sample for each: the same on every process."""
+        size, seed = self._config.batch_size, self._config.seed
+        sigma = self._config.prior.sigma_of(rng.uniform(size, seed, "level", step))
+        sigma = sigma.astype(np.float32).astype(np.float64)
+        return Draw(self._index.draw(sigma, rng.uniform(size, seed, "sample", step)), sigma)
+
+    def batch(self, step: int, draw: Draw, positions: range) -> Batch:
+        """Return the images and noise of some positions of a step's global batch.
+
+        Args:
+            step: number of the step.
+            draw: what `draw(step)` returned.
+            positions: this process's share.
+        """
+        config, data = self._config, self.data
+        here = slice(positions.start, positions.stop)
+        index, sigma = draw.index[here], draw.sigma[here]
+        x0 = to_x0(data.packs.take(data.pack_index[index]))
+        hidden = hidden_level(sigma, self.usable.floor[index], config.objective, config.kappa)
+        fixed = self._fixed_noise(index, x0.shape[1:]) if hidden.any() else None
+        if config.horizontal_flip:
+            mirrored = rng.uniform(config.batch_size, config.seed, "flip", step)[here] < 0.5
+            # The fixed noise belongs to the stored image, so it is mirrored with it.
+            for images in (x0, fixed):
+                if images is not None:
+                    images[mirrored] = images[mirrored, :, :, ::-1]
+        fresh = rng.normal_rows(positions, x0.shape[1:], config.seed, "noise", step)
+        return Batch(
+            x0=torch.from_numpy(x0),
+            sigma=torch.from_numpy(sigma.astype(np.float32)),
+            hidden=torch.from_numpy(hidden.astype(np.float32)),
+            fresh=torch.from_numpy(fresh),
+            fixed=None if fixed is None else torch.from_numpy(fixed),
+            labels=None if data.labels is None else torch.from_numpy(data.labels[index]),
+            captions=None,
+            drop_condition=self._dropped(step, here),
+            index=torch.from_numpy(index),
+            sample_rows=torch.from_numpy(data.sample_rows[index]),
+            sample_ids=data.sample_ids.names(index),
+            noise_seeds=torch.from_numpy(self._noise_seeds(step, positions)),
+        )
+
+    def _noise_seeds(self, step: int, positions: range) -> NDArray[np.uint64]:
+        return np.arange(positions.start, positions.stop, dtype=np.uint64) + np.uint64(
+            step * self._config.batch_size
+        )
+
+    def _dropped(self, step: int, here: slice) -> Tensor | None:
+        if not self._dropout:
+            return None
+        size, seed = self._config.batch_size, self._config.seed
+        chance = rng.uniform(size, seed, "condition-dropout", step)[here]
+        return torch.from_numpy(chance < self._dropout)
+
+    def _fixed_noise(self, index: NDArray[np.int64], shape: Sequence[int]) -> NDArray[np.float32]:
+        # Not keyed by the run's seed: two runs that hid an image behind different noise would
+        # together give it away.
+        return rng.normal_rows(self.data.sample_ids.noise_keys(index), shape, 0, "fixed-noise")
