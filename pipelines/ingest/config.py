@@ -18,8 +18,13 @@ class DownloadConfig(BaseModel):
 
     # Column names are matched without regard to case: LAION lists say URL and TEXT.
     url_column: str = "url"
+    # Of a request as a whole, redirects and body included.
     timeout_sec: int = Field(default=10, ge=1)
-    retries: int = Field(default=1, ge=0)
+    # What fails for a reason that may pass is asked again, after a wait that doubles each time.
+    num_rounds: int = Field(default=3, ge=1)
+    first_wait_sec: float = Field(default=2.0, ge=0)
+    # A list that strangers wrote must not reach into this machine; tests serve from it.
+    allow_loopback: bool = False
     num_processes: int = Field(default=2, ge=1)
     num_threads: int = Field(default=32, ge=1)
     # A killed download repeats at most the shards that were under way.

@@ -8,9 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ import pyarrow.parquet as pq
 
 from ambient_omni.progress import progress
 from pipelines.ingest.config import DownloadConfig, IngestConfig
+from pipelines.ingest.guard import MARK
 from pipelines.ingest.items import (
     CONNECTION_FAILED,
     DISALLOWED,
     DOWNLOAD_FAILED,
     NO_STATUS,
     TIMEOUT,
+    Fetched,
 )
 from pipelines.ingest.tar_index import read_index
 from schemas.errors import BadInput, IngestIncomplete
@@ -35,19 +37,10 @@ POLL_SECONDS = 0.5
 _STATUS_COLUMNS = ["listed", "status", "error_message", "key"]
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
-    """What became of one URL: where its bytes lie, or why there are none."""
-
-    path: str = ""
-    offset: int = 0
-    num_bytes: int = 0
-    reason: str | None = None
-    detail: str | None = None
-
-
 def download(urls: Sequence[str], work: Path, config: IngestConfig) -> dict[str, Fetched]:
     """Fetch distinct URLs into shards under `work`; shards that are done there are kept.
+
+    What failed for a reason that may pass is asked for again, in `num_rounds` rounds in all.
 
     Returns:
         For each URL that img2dataset finished with, what became of it.
@@ -57,10 +50,23 @@ def download(urls: Sequence[str], work: Path, config: IngestConfig) -> dict[str,
         IngestIncomplete: shards are missing after every try.
     """
     require_img2dataset()
-    settings = config.download
-    shard_size = _shard_size(len(urls), settings)
+    found: dict[str, Fetched] = {}
+    left = list(urls)
+    for number in range(config.download.num_rounds):
+        folder = work / f"round-{number}-{canonical_hash(left)}"
+        if number and not folder.exists():
+            time.sleep(config.download.first_wait_sec * 2 ** (number - 1))
+        found |= _round(left, folder, config)
+        left = [url for url in left if url not in found or found[url].is_worth_another_try]
+        if not left:
+            break
+    return found
+
+
+def _round(urls: Sequence[str], folder: Path, config: IngestConfig) -> dict[str, Fetched]:
+    shard_size = _shard_size(len(urls), config.download)
     num_shards = math.ceil(len(urls) / shard_size)
-    folder = work / f"urls-{canonical_hash([list(urls), shard_size])}"
+    folder = folder / f"shards-of-{shard_size}"
     folder.mkdir(parents=True, exist_ok=True)
     for _ in range(NUM_TRIES):
         if _num_done(folder) < num_shards:
@@ -85,6 +91,8 @@ def require_img2dataset() -> None:
 
 def reason_of(message: str) -> str:
     """Return the reason code of one of img2dataset's error messages."""
+    if found := re.search(re.escape(MARK) + r"([a-z_]+)", message):
+        return found.group(1)
     if found := re.search(r"HTTP Error (\d{3})", message):
         return f"http_{found.group(1)}"
     if "X-Robots-Tag" in message:
@@ -115,7 +123,7 @@ def _fetch(
         progress(
             label="download", unit="shard", total=num_shards, show=config.show_progress
         ) as bar,
-        _running(folder) as process,
+        _running(folder, config) as process,
     ):
         while True:
             try:
@@ -144,15 +152,21 @@ def _options(folder: Path, shard_size: int, settings: DownloadConfig) -> dict[st
         "processes_count": settings.num_processes,
         "thread_count": settings.num_threads,
         "timeout": settings.timeout_sec,
-        "retries": settings.retries,
+        "retries": 0,  # at once is too soon: see `download`
     }
 
 
 @contextmanager
-def _running(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def _running(folder: Path, config: IngestConfig) -> Iterator["subprocess.Popen[bytes]"]:
     """Run img2dataset; it and its workers end with this block, or with this process."""
     command = [sys.executable, "-m", "pipelines.ingest.download_child", str(folder)]
+    guard = {
+        "timeout_sec": config.download.timeout_sec,
+        "max_bytes": config.max_image_bytes,
+        "allow_loopback": config.download.allow_loopback,
+    }
     environment = os.environ | {
+        "AMBIENT_OMNI_DOWNLOAD_GUARD": json.dumps(guard),
         "NO_ALBUMENTATIONS_UPDATE": "1",
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }

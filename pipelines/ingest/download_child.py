@@ -11,6 +11,10 @@ from pathlib import Path
 # start of this process and of each worker, which runs these lines too.
 if __name__ in ("__main__", "__mp_main__"):
     sys.modules["torch"] = None  # type: ignore[assignment]
+    from pipelines.ingest import guard
+
+    # No settings, no download: an unguarded one must not happen by oversight.
+    guard.install(**json.loads(os.environ["AMBIENT_OMNI_DOWNLOAD_GUARD"]))
 
 
 def _end_with_parent() -> None:

@@ -3,7 +3,7 @@
 import os
 import posixpath
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from pipelines.ingest.items import (
     NOT_A_FILE,
     SYMLINK,
     UNREADABLE,
+    Fetched,
     ListedItem,
     text_of,
     with_distinct_keys,
@@ -78,7 +79,7 @@ class FolderSource:
         facts = [[text_of(e.name), e.size, e.mtime_ns, e.reason] for e in self._entries]
         return canonical_hash(facts, 32)
 
-    def items(self, work: Path) -> list[ListedItem]:
+    def items(self, work: Path, earlier: Mapping[str, Fetched]) -> list[ListedItem]:
         """List every file that is not a sidecar, and what metadata files name in vain."""
         stated = self._stated_words()
         listed = [

@@ -1,7 +1,7 @@
 """What a source lists: items whose bytes lie somewhere, or that are refused at once."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,7 @@ DECODER_DIED = "decoder_died"  # decoding it ended the process
 BAD_ROW = "bad_row"  # a line of a URL list that cannot be read
 NO_URL = "no_url"
 UNSUPPORTED_SCHEME = "unsupported_scheme"  # neither http nor https
+FORBIDDEN_ADDRESS = "forbidden_address"  # it leads into a private network or to this machine
 DISALLOWED = "disallowed"  # the server asks not to be used (X-Robots-Tag)
 TIMEOUT = "timeout"
 CONNECTION_FAILED = "connection_failed"
@@ -37,6 +38,9 @@ TRANSIENT_REASONS = frozenset(
         *(f"http_{code}" for code in (408, 425, 429, 500, 502, 503, 504)),
     }
 )
+
+# What a server, or our own guard, said for good: asking again would be rude, and in vain.
+ANSWERS = frozenset({DISALLOWED, FORBIDDEN_ADDRESS})
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
 
@@ -56,6 +60,7 @@ class ListedItem:
         label: as found.
         reason: why the item is refused at once, else None.
         detail: more about that.
+        sample_id: of bytes that were had and refused by an earlier run, which did not keep them.
     """
 
     key: str
@@ -68,6 +73,29 @@ class ListedItem:
     label: str | None = None
     reason: str | None = None
     detail: str | None = None
+    sample_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What became of one URL: where its bytes lie, or why there are none."""
+
+    path: str = ""
+    offset: int = 0
+    num_bytes: int = 0
+    reason: str | None = None
+    detail: str | None = None
+    sample_id: str | None = None  # of bytes that were had, refused, and not kept
+
+    @property
+    def is_worth_another_try(self) -> bool:
+        """Whether it failed for a reason that may be gone another day."""
+        return self.reason in TRANSIENT_REASONS
+
+
+def is_answer(reason: str) -> bool:
+    """Say whether a reason is a server's or the guard's last word on a URL."""
+    return reason in ANSWERS or (reason.startswith("http_") and reason not in TRANSIENT_REASONS)
 
 
 class Source(Protocol):
@@ -85,10 +113,12 @@ class Source(Protocol):
     def signature(self) -> str:
         """Changes when the source does; made without reading an image."""
 
-    def items(self, work: Path) -> list[ListedItem]:
+    def items(self, work: Path, earlier: Mapping[str, Fetched]) -> list[ListedItem]:
         """List everything, in an order that depends on the source's content alone.
 
-        `work` is a folder for files that must outlive a killed process, such as downloads.
+        Args:
+            work: folder for files that must outlive a killed process, such as downloads.
+            earlier: by URL, what an earlier run of the batch found out for good.
         """
 
 

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 
 from ambient_omni.progress import progress
 from pipelines.ingest.config import IngestConfig
-from pipelines.ingest.items import ListedItem, Source
+from pipelines.ingest.earlier import earlier_outcomes
+from pipelines.ingest.items import TRANSIENT_REASONS, Fetched, ListedItem, Source
 from pipelines.ingest.register import check_batch, register
-from pipelines.ingest.retry import write_retry_list
 from pipelines.ingest.rows import (
     Sample,
     assign_positions,
@@ -46,7 +46,8 @@ def ingest(
     """Bring a folder, tar shards or a URL list in as one batch.
 
     Running it again changes nothing unless the source changed; then the batch's rows are replaced
-    and every image that stays keeps its sample_row.
+    and every image that stays keeps its sample_row. Of a URL list only what is new, and what failed
+    for a reason that may pass, is asked for.
 
     Args:
         root: where to.
@@ -100,7 +101,7 @@ def _refuse_root_inside(root: Root, source: str | Path) -> None:
 def _ingest(
     root: Root, batch: str, source: Source, config: IngestConfig, role: str
 ) -> dict[str, Any]:
-    items = source.items(_work(root, batch))
+    items = source.items(_work(root, batch), _earlier(root, batch, config))
     if not items:
         raise BadInput(f"{source.uri} holds no image; name another source")
     verdicts = verify_all(items, config)
@@ -122,7 +123,9 @@ def _ingest(
         "rejected": dict(sorted(rejected.items())),
         "next_position": max(next_position, found[-1].position + 1),
         "fingerprints": _fingerprints(root, batch),
-        "notes": write_retry_list(_retry_list(root, batch, source), items, verdicts, config),
+        "settings": config.content_hash(),
+        "num_to_retry": (failed := sum(rejected[reason] for reason in TRANSIENT_REASONS)),
+        "notes": _retry_note(failed, len(items)),
     }
 
 
@@ -192,7 +195,7 @@ def _positions(root: Root, batch: str) -> tuple[dict[str, int], int]:
 def _unchanged(root: Root, batch: str, signature: str) -> dict[str, Any] | None:
     """Return the facts of the last run if it left exactly what this one would make."""
     facts = _read_manifest(root, batch)
-    if facts.get("signature") != signature:
+    if facts.get("signature") != signature or facts.get("num_to_retry"):
         return None
     if facts.get("fingerprints") != _fingerprints(root, batch):
         return None
@@ -230,9 +233,18 @@ def _read_manifest(root: Root, batch: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _retry_list(root: Root, batch: str, source: Source) -> Path:
-    # Named as the list itself: the name is the source that its images are said to come from.
-    return root.shards / batch / "retry" / f"{Path(source.uri).stem}.jsonl"
+def _earlier(root: Root, batch: str, config: IngestConfig) -> dict[str, Fetched]:
+    same_settings = _read_manifest(root, batch).get("settings") == config.content_hash()
+    return earlier_outcomes(root, batch, same_settings=same_settings)
+
+
+def _retry_note(num_failed: int, num_items: int) -> list[str]:
+    if not num_failed:
+        return []
+    return [
+        f"{num_failed} of {num_items} URLs could not be fetched; run again to ask for those once "
+        "more"
+    ]
 
 
 def _work(root: Root, batch: str) -> Path:

@@ -2,7 +2,7 @@
 
 import glob
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -13,6 +13,7 @@ from pipelines.ingest.folder import walk
 from pipelines.ingest.items import (
     IMAGE_SUFFIXES,
     MISSING_IMAGE,
+    Fetched,
     ListedItem,
     text_of,
     with_distinct_keys,
@@ -50,7 +51,7 @@ class TarSource:
             facts.append([text_of(shard), found.st_size, found.st_mtime_ns])
         return canonical_hash(facts, 32)
 
-    def items(self, work: Path) -> list[ListedItem]:
+    def items(self, work: Path, earlier: Mapping[str, Fetched]) -> list[ListedItem]:
         """List every member that is no sidecar, every broken place, and captions without image."""
         return with_distinct_keys(item for shard in self._shards for item in self._of_shard(shard))
 

@@ -3,7 +3,7 @@
 import csv
 import json
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ import pyarrow.parquet as pq
 
 from pipelines.ingest.captions import Words, words_of_row
 from pipelines.ingest.config import IngestConfig
-from pipelines.ingest.download import Fetched, download
+from pipelines.ingest.download import download
 from pipelines.ingest.items import (
     BAD_ROW,
     NO_STATUS,
     NO_URL,
     UNSUPPORTED_SCHEME,
+    Fetched,
     ListedItem,
     with_distinct_keys,
 )
@@ -51,10 +52,11 @@ class UrlListSource:
         found = self._path.stat()
         return canonical_hash([found.st_size, found.st_mtime_ns], 32)
 
-    def items(self, work: Path) -> list[ListedItem]:
+    def items(self, work: Path, earlier: Mapping[str, Fetched]) -> list[ListedItem]:
         """Download what is listed; one item for each row, in the order of the list.
 
-        A URL that stands in several rows is fetched once.
+        A URL that stands in several rows is fetched once, and one of which `earlier` knows not
+        at all.
 
         Raises:
             BadInput: the list is empty, or img2dataset is not installed.
@@ -64,7 +66,10 @@ class UrlListSource:
         if not listed:
             raise BadInput(f"{self._path} lists nothing; give it one http or https URL a row")
         wanted = list(dict.fromkeys(item.uri for item in listed if item.reason is None))
-        fetched = download(wanted, work, self._config) if wanted else {}
+        missing = [url for url in wanted if url not in earlier]
+        fetched = {url: earlier[url] for url in wanted if url in earlier}
+        if missing:
+            fetched |= download(missing, work, self._config)
         return with_distinct_keys(_with_bytes(item, fetched.get(item.uri)) for item in listed)
 
     def _listed(self, number: int, row: dict[str, Any] | str) -> ListedItem:
@@ -175,4 +180,5 @@ def _with_bytes(item: ListedItem, fetched: Fetched | None) -> ListedItem:
         label=item.label,
         reason=found.reason,
         detail=found.detail,
+        sample_id=found.sample_id,
     )

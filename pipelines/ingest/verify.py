@@ -69,7 +69,8 @@ def read_item(item: ListedItem) -> bytes:
 def verify(item: ListedItem, limits: ImageLimits, max_bytes: int) -> Verdict:
     """Read and decode one item; never raises for what the bytes are."""
     if item.reason is not None:
-        return Verdict(reason=item.reason, detail=item.detail)
+        num_bytes = None if item.sample_id is None else item.num_bytes
+        return Verdict(item.sample_id, num_bytes, reason=item.reason, detail=item.detail)
     if item.num_bytes > max_bytes:
         detail = f"{item.num_bytes} bytes; the limit is {max_bytes}"
         return Verdict(num_bytes=item.num_bytes, reason=TOO_MANY_BYTES, detail=detail)

@@ -390,7 +390,7 @@ def test_a_row_is_not_given_again_after_two_runs_that_died_before_they_noted_it(
     ingest(root, "b", folder, QUIET)
     for change in (lambda: put(folder / "y.png", encoded(60)), (folder / "y.png").unlink):
         change()
-        monkeypatch.setattr(run, "write_retry_list", None)  # called behind the commits
+        monkeypatch.setattr(run, "_retry_note", None)  # called behind the commits
         with pytest.raises(TypeError):
             ingest(root, "b", folder, QUIET)
         monkeypatch.undo()

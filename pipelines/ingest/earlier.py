@@ -1,0 +1,55 @@
+"""What earlier runs of a batch found out about its URLs, so that nothing is asked for twice."""
+
+import pyarrow.compute as pc
+
+from pipelines.ingest.items import Fetched, is_answer
+from schemas.root import Root
+
+
+def earlier_outcomes(root: Root, batch: str, *, same_settings: bool) -> dict[str, Fetched]:
+    """Return, by URL, what is known for good: stored bytes, and refusals that last.
+
+    Args:
+        root: where the tables are.
+        batch: the batch that is being ingested again.
+        same_settings: whether images are judged as they were. If not, URLs whose bytes were refused
+            are fetched once more, because refused bytes are not kept.
+    """
+    if not root.tables.exists("ingest_attempts"):
+        return {}
+    # Taken-down images too: they must not be fetched again.
+    attempts = root.tables.open("ingest_attempts").read(
+        ["source_uri", "status", "reason", "detail", "sample_row", "sample_id", "num_bytes"],
+        {"ingest_batch": batch},
+        exclude=False,
+    )
+    places = _places(root, batch)
+    found: dict[str, Fetched] = {}
+    for row in attempts.to_pylist():
+        if row["status"] != "rejected":
+            if (place := places.get(row["sample_row"])) is not None:
+                found[row["source_uri"]] = place
+        elif is_answer(row["reason"]) or (row["sample_id"] is not None and same_settings):
+            found[row["source_uri"]] = Fetched(
+                num_bytes=row["num_bytes"] or 0,
+                reason=row["reason"],
+                detail=row["detail"],
+                sample_id=row["sample_id"],
+            )
+    return found
+
+
+def _places(root: Root, batch: str) -> dict[int, Fetched]:
+    if not root.tables.exists("samples"):
+        return {}
+    samples = root.tables.open("samples").read(
+        ["sample_row", "shard", "byte_offset", "num_bytes"], {"ingest_batch": batch}, exclude=False
+    )
+    there = {s: (root.shards / s).is_file() for s in pc.unique(samples["shard"]).to_pylist()}
+    return {
+        row["sample_row"]: Fetched(
+            str(root.shards / row["shard"]), row["byte_offset"], row["num_bytes"]
+        )
+        for row in samples.to_pylist()
+        if there[row["shard"]]
+    }
