@@ -210,7 +210,7 @@ class Pack:
         infos = [ChunkInfo(**chunk) for chunk in meta["chunks"]]
         self._chunks = [_map_chunk(folder, info, self.shape) for info in infos]
         rows = [np.load(folder / info.rows_file) for info in infos]
-        self.sample_rows: NDArray[np.int64] = np.concatenate([np.empty(0, np.int64), *rows])
+        self.sample_rows: NDArray[np.int64] = _one_array(rows)
         self._ends = np.cumsum([info.num_rows for info in infos], dtype=np.int64)
 
     @classmethod
@@ -248,9 +248,13 @@ class PackSet:
         self.shape = packs[0].shape
         self._chunks = [chunk for pack in packs for chunk in pack._chunks]
         self._ends = np.cumsum([len(chunk) for chunk in self._chunks], dtype=np.int64)
-        self.sample_rows = np.concatenate([pack.sample_rows for pack in packs])
-        self._order = np.argsort(self.sample_rows, kind="stable")
-        self._sorted = self.sample_rows[self._order]
+        self.sample_rows = _one_array([pack.sample_rows for pack in packs])
+        for pack, end in zip(packs, np.cumsum([len(pack) for pack in packs]), strict=True):
+            # Views of the one array: 1e8 keys are 0.8 GB, held once.
+            pack.sample_rows = self.sample_rows[end - len(pack) : end]
+        ascending = bool((self.sample_rows[1:] > self.sample_rows[:-1]).all())
+        self._order = None if ascending else np.argsort(self.sample_rows, kind="stable")
+        self._sorted = self.sample_rows if self._order is None else self.sample_rows[self._order]
 
     @classmethod
     def open(cls, packs: Path, transform: Transform, batches: Sequence[str]) -> PackSet:
@@ -287,13 +291,17 @@ class PackSet:
                 f"{', '.join(pack.batch for pack in self.packs)} (sample_row {first}, ...): "
                 "the packs are older than the samples; build them again"
             )
-        return self._order[place]
+        return place if self._order is None else self._order[place]
 
     def take(self, indices: NDArray[np.integer]) -> NDArray[np.uint8]:
         """Return uint8 (len(indices), H, W, 3): the images at positions in `sample_rows`."""
         out = np.empty((len(indices), *self.shape), np.uint8)
         _gather(self._chunks, self._ends, np.asarray(indices), out)
         return out
+
+
+def _one_array(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int64), *parts])
 
 
 def _gather(
