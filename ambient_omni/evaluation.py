@@ -22,7 +22,7 @@ from ambient_omni.data.training_data import (
 )
 from ambient_omni.models.networks import device_of
 from ambient_omni.models.objectives import denoising_loss
-from ambient_omni.models.preconditioning import SIGMA_DATA, Denoiser, loss_weight
+from ambient_omni.models.preconditioning import SIGMA_DATA, Denoiser, edm_weight
 from ambient_omni.training.config import HeldOutConfig
 from ambient_omni.training.trained import load_trained
 from schemas.root import Root, write_json
@@ -120,7 +120,7 @@ def evaluate_reference(
         config.seed,
         label_numbers(images.label_names, label_names, "reference images"),
     )
-    weight = loss_weight(torch.tensor(config.sigmas, dtype=torch.float64), SIGMA_DATA).numpy()
+    weight = edm_weight(torch.tensor(config.sigmas, dtype=torch.float64), SIGMA_DATA).numpy()
     error = _standard_error(losses)
     return HeldOutLoss(
         reference_set=config.reference_set,

@@ -57,6 +57,11 @@ class Transform(BaseModel):
         """(height, width, channels) of the output."""
         return (self.resolution, self.resolution, 3)
 
+    @property
+    def x0_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of x_0."""
+        return (3, self.resolution, self.resolution)
+
     def apply(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Turn uint8 RGB (H, W, 3) of any size into uint8 RGB (resolution, resolution, 3).
 

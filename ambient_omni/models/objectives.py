@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from ambient_omni.models.preconditioning import SIGMA_DATA, loss_weight
+from ambient_omni.models.preconditioning import SIGMA_DATA, edm_weight
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ def denoising_pair(
         x_t    = x_n + sqrt(σ² - σ_n²) ε            ε = `fresh`
         target = x_n - σ_n² / (σ² - σ_n²) · (x_t - x_n)
 
-    With σ_n = 0 this is x_t = x_0 + σ ε and target x_0. Plain EDM-weighted squared error to this
-    target is the ambient loss of "How much is a noisy image worth" (arXiv 2411.02780) and of
-    Ambient Diffusion Omni (arXiv 2506.10038): their weight σ⁴/(σ²-σ_n²)² and their mixing of x_t
-    into the prediction fold into it.
+    With σ_n = 0 this is x_t = x_0 + σ ε and target x_0. Plain squared error to this target, with
+    the weight that the level has anyway, is the ambient loss of "How much is a noisy image worth"
+    (arXiv 2411.02780) and of Ambient Diffusion Omni (arXiv 2506.10038): their weight
+    σ⁴/(σ²-σ_n²)² and their mixing of x_t into the prediction fold into it.
 
     Args:
         x0: (B, C, H, W), -1..1.
@@ -46,18 +47,22 @@ def denoising_pair(
         fixed: standard normal, shape of x0, the same whenever a sample is drawn; it belongs to the
             stored image, so whatever augments the image has to augment it. None if no level hides.
     """
+    if fixed is None:
+        return DenoisingPair(torch.addcmul(x0, sigma[:, None, None, None], fresh), x0)
     spread = (sigma**2 - hidden**2)[:, None, None, None]
     step = spread.sqrt() * fresh
-    if fixed is None:
-        return DenoisingPair(x0 + step, x0)
     level = hidden[:, None, None, None]
     x_n = x0 + level * fixed
     return DenoisingPair(x_n + step, x_n - level**2 / spread * step)
+
+
+def squared_error(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return the squared error per image, mean over C, H and W, shape (B,)."""
+    return (predicted - target).square().mean(dim=(1, 2, 3))
 
 
 def denoising_loss(
     predicted: Tensor, target: Tensor, sigma: Tensor, sigma_data: float = SIGMA_DATA
 ) -> Tensor:
     """Return the EDM-weighted squared error per image, mean over C, H and W, shape (B,)."""
-    squared = (predicted - target).square().mean(dim=(1, 2, 3))
-    return loss_weight(sigma, sigma_data) * squared
+    return edm_weight(sigma, sigma_data) * squared_error(predicted, target)

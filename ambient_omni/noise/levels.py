@@ -1,4 +1,4 @@
-"""Noise levels: one signal-to-noise ratio in several languages, the prior, and grids.
+"""Noise levels: one signal-to-noise ratio in several languages, and grids of levels.
 
 Everywhere in this project a level is σ, the standard deviation of the variance-exploding process
 x_t = x_0 + σ z. A level in another parameterisation is the same level when its signal-to-noise
@@ -7,13 +7,16 @@ ratio is the same, for data of the same scale.
 
 from __future__ import annotations
 
-import math
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, ValidationError
 
-from ambient_omni.rng import standard_normal_quantile
+from ambient_omni.config import Frozen
+from schemas.errors import BadInput
 
 Levels = NDArray[np.float64]
 
@@ -50,47 +53,102 @@ def flow_time_of_sigma(sigma: ArrayLike) -> Levels:
     return level / (1 + level)
 
 
-class LogNormalPrior(BaseModel):
-    """The trainer's distribution of levels: ln σ ~ N(mean, std²), optionally cut at both ends.
+class BetaSchedule(Frozen):
+    """The β schedule of a DDPM, with the names and defaults of diffusers' schedulers.
 
-    Source: Karras et al. 2022 (EDM), table 1; mean -1.2 and std 1.2 are theirs.
+    Its levels are those of diffusers' own table of ᾱ, so that a level and a timestep mean the same
+    thing here and in every scheduler of that configuration.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    mean: float = Field(default=-1.2, description="Mean of ln σ.")
-    std: float = Field(default=1.2, gt=0, description="Standard deviation of ln σ.")
-    lowest: float = Field(default=0.0, ge=0, description="Smallest level; 0 cuts nothing.")
-    highest: float | None = Field(
-        default=None, gt=0, description="Largest level; none cuts nothing."
+    num_timesteps: int = Field(default=1000, ge=2, description="T.")
+    shape: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = Field(
+        default="linear",
+        description="diffusers' beta_schedule; scaled_linear is Stable Diffusion's.",
     )
+    beta_start: float = Field(default=1e-4, gt=0, lt=1, description="0.00085 in Stable Diffusion.")
+    beta_end: float = Field(default=0.02, gt=0, lt=1, description="0.012 in Stable Diffusion.")
 
-    @model_validator(mode="after")
-    def _is_not_empty(self) -> LogNormalPrior:
-        if self.highest is not None and self.lowest >= self.highest:
-            raise ValueError(f"lowest {self.lowest} is not below highest {self.highest}")
-        return self
+    @classmethod
+    def of_scheduler(cls, values: Mapping[str, Any]) -> BetaSchedule:
+        """Read the schedule out of a diffusers scheduler's config (``scheduler_config.json``).
 
-    def sigma_of(self, uniform: Levels) -> Levels:
-        """Turn uniform numbers in [0, 1) into levels through the inverse CDF, elementwise."""
-        low, high = self._ends()
-        return np.exp(self.mean + self.std * standard_normal_quantile(low + uniform * (high - low)))
+        Raises:
+            BadInput: the schedule ends at zero signal-to-noise ratio, or has betas of its own.
+        """
+        if values.get("rescale_betas_zero_snr"):
+            raise BadInput(
+                "the scheduler has rescale_betas_zero_snr: its last timestep is sigma = infinity, "
+                "where a noise level says nothing about a sample; use a scheduler without it"
+            )
+        if values.get("trained_betas") is not None:
+            raise BadInput(
+                "the scheduler has trained_betas: use one with beta_schedule, beta_start and "
+                "beta_end"
+            )
+        names = {
+            "num_timesteps": "num_train_timesteps",
+            "shape": "beta_schedule",
+            "beta_start": "beta_start",
+            "beta_end": "beta_end",
+        }
+        found = {ours: values[theirs] for ours, theirs in names.items() if theirs in values}
+        try:
+            return cls.model_validate(found)
+        except ValidationError as error:
+            raise BadInput(f"the scheduler's schedule is not known: {error.errors()[0]}") from error
 
-    def cdf(self, sigma: ArrayLike) -> Levels:
-        """Return the share of levels at or below σ, in [0, 1], elementwise."""
-        low, high = self._ends()
-        below = np.array([self._uncut(value) for value in np.ravel(sigma)], np.float64)
-        return np.clip((below - low) / (high - low), 0, 1).reshape(np.shape(sigma))
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """The same schedule in diffusers' names, for the constructor of any of its schedulers."""
+        return {
+            "num_train_timesteps": self.num_timesteps,
+            "beta_schedule": self.shape,
+            "beta_start": self.beta_start,
+            "beta_end": self.beta_end,
+        }
 
-    def _ends(self) -> tuple[float, float]:
-        return self._uncut(self.lowest), 1.0 if self.highest is None else self._uncut(self.highest)
+    @property
+    def sigmas(self) -> Levels:
+        """σ of each timestep 0..T-1, ascending, shape (T,). Not to be written to."""
+        return _schedule_sigmas(self)
 
-    def _uncut(self, sigma: float) -> float:
-        if sigma <= 0:
-            return 0.0
-        if math.isinf(sigma):
-            return 1.0
-        return 0.5 * math.erfc(-(math.log(sigma) - self.mean) / (self.std * math.sqrt(2)))
+    def timestep_of_sigma(self, sigma: ArrayLike) -> Levels:
+        """Return the timestep of each level, a real number, linear in ln σ between the table's.
+
+        Beyond the ends the first and the last interval go on, so that different levels have
+        different timesteps: below 0 or above T - 1.
+        """
+        x: Levels = np.log(np.asarray(sigma, np.float64))
+        table = np.log(self.sigmas)
+        right = np.clip(np.searchsorted(table, x), 1, len(table) - 1)
+        timestep: Levels = right - 1 + (x - table[right - 1]) / (table[right] - table[right - 1])
+        return timestep
+
+    def sigma_of_timestep(self, timestep: ArrayLike) -> Levels:
+        """Return σ at each timestep, the inverse of `timestep_of_sigma`."""
+        t: Levels = np.asarray(timestep, np.float64)
+        table = np.log(self.sigmas)
+        right = np.clip(np.ceil(t).astype(np.int64), 1, len(table) - 1)
+        slope = table[right] - table[right - 1]
+        sigma: Levels = np.exp(table[right - 1] + (t - right + 1) * slope)
+        return sigma
+
+
+@functools.lru_cache(maxsize=16)
+def _schedule_sigmas(schedule: BetaSchedule) -> Levels:
+    # diffusers takes a second to import, and most of what imports this module needs no schedule.
+    from diffusers import DDPMScheduler
+
+    scheduler = cast(Any, DDPMScheduler)(**schedule.scheduler_config)
+    with np.errstate(divide="ignore"):
+        sigmas = sigma_of_alpha_bar(scheduler.alphas_cumprod.double().numpy())
+    if not (np.isfinite(sigmas).all() and (np.diff(sigmas) > 0).all()):
+        raise BadInput(
+            f"the schedule {schedule.model_dump()} does not ascend to a finite sigma: choose "
+            "another beta_start, beta_end or shape"
+        )
+    sigmas.flags.writeable = False
+    return sigmas
 
 
 def edm_grid(

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ambient_omni.noise.levels import LogNormalPrior, log_grid
+from ambient_omni.noise.levels import log_grid
+from ambient_omni.noise.priors import read_prior
 from ambient_omni.noise.usable import effective_samples_per_band, kappa
 from pipelines.report import plots
 from pipelines.report.comparison import Comparison
@@ -81,7 +82,7 @@ def effective_plot(
         config: of one run, for its prior and its objective's margin. Not as a `TrainConfig`: a
             run of an older release may hold fields that this one has not.
     """
-    prior = LogNormalPrior.model_validate(config["prior"])
+    prior = read_prior(config["prior"])
     margin = kappa(config["objective"], config["max_amplification"])
     low, high = prior.sigma_of(np.array([_PRIOR_TAIL, 1 - _PRIOR_TAIL]))
     bands = log_grid(NUM_BANDS + 1, float(low), float(high))
