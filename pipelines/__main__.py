@@ -123,6 +123,14 @@ def _curves(options: argparse.Namespace) -> JobReport:
     )
 
 
+def _dedup(options: argparse.Namespace) -> JobReport:
+    from pipelines.jobs.dedup import KINDS, dedup
+
+    config = _config(options, KINDS[options.kind])
+    root = Root.open(options.root)
+    return dedup(root, config, settings=_spark(options), dry_run=options.dry_run)
+
+
 def _annotate(options: argparse.Namespace) -> JobReport:
     from pipelines import policies
     from pipelines.jobs.annotate import annotate
@@ -171,6 +179,16 @@ def _parser() -> argparse.ArgumentParser:
     _job(jobs, "pack", _pack, "pixels for training under one transform", config=True, spark=True)
     curves = _job(jobs, "curves", _curves, "what a noise classifier says", spark=True)
     curves.add_argument("--classifier-id", required=True)
+    same = _job(
+        jobs,
+        "dedup",
+        _dedup,
+        "clusters of equal images, over all batches",
+        batch=False,
+        config=True,
+        spark=True,
+    )
+    same.add_argument("--kind", choices=("exact", "perceptual", "semantic"), required=True)
     annotate = _job(jobs, "annotate", _annotate, "levels under a policy; touches no pixel")
     policy = annotate.add_mutually_exclusive_group(required=True)
     policy.add_argument("--policy", type=Path, help="YAML file of a policy")
@@ -190,12 +208,14 @@ def _job(
     run: Callable[[argparse.Namespace], JobReport],
     text: str,
     *,
+    batch: bool = True,
     config: bool = False,
     spark: bool = False,
 ) -> argparse.ArgumentParser:
     job = jobs.add_parser(name, help=text, description=text)
     job.add_argument("--root", type=Path, required=True, help="folder of the project")
-    job.add_argument("--batch", required=True, help="name of the ingest batch")
+    if batch:
+        job.add_argument("--batch", required=True, help="name of the ingest batch")
     job.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
     if config:
         job.add_argument("--config", type=Path, help="YAML file of the job's settings")

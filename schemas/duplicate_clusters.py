@@ -8,7 +8,7 @@ from schemas.contract import PARTITION_VALUE_PATTERN, Column, Contract
 CONTRACT = Contract(
     name="duplicate_clusters",
     version=1,
-    one_row_is="the cluster of one sample under one notion of sameness",
+    one_row_is="the cluster of one sample that has an equal; a sample that stands alone has no row",
     key=("kind", "sample_row"),
     partition_by=("kind",),
     columns=(

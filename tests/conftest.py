@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from ambient_omni import rng
+from pipelines.ingest.verify import perceptual_hash
 from schemas.ids import sample_id_of, sample_row_of
 from schemas.registry import contract
 from schemas.root import Root
@@ -105,8 +106,9 @@ def _sample(batch, shard, ordinal, position, content, source):
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
+            phash = perceptual_hash(np.asarray(image.convert("RGB")))
     except OSError:  # some tests store what no decoder reads
-        width = height = 8
+        width, height, phash = 8, 8, position
     return {
         "sample_row": sample_row_of(ordinal, position),
         "sample_id": sample_id_of(content),
@@ -119,7 +121,7 @@ def _sample(batch, shard, ordinal, position, content, source):
         "caption": None,
         "label": None,
         "source": source if isinstance(source, str) else source[position],
-        "phash": position,
+        "phash": phash,
         "parent_sample_id": None,
         "loop_number": 0,
     }

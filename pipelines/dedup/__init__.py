@@ -1,0 +1,1 @@
+"""Which images are the same picture: same bytes, near hashes, near embeddings."""
