@@ -14,7 +14,7 @@ from torch import Tensor
 from ambient_omni import rng
 from ambient_omni.data.packs import to_x0
 from ambient_omni.data.training_data import TrainingData
-from ambient_omni.noise.eligibility import EligibilityIndex
+from ambient_omni.noise.eligibility import EligibilityIndex, outside_gap, require_every_level
 from ambient_omni.noise.usable import Objective, Usable, hidden_level
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class BatchMaker:
         levels = data.annotations
         self.usable = Usable.of(levels.sigma_min, levels.sigma_max, config.kappa)
         self._index = EligibilityIndex(self.usable)
-        self._index.require_every_level(config.prior)
+        require_every_level(self._index, config.prior, len(data))
 
     @property
     def batch_size(self) -> int:
@@ -135,7 +135,7 @@ class BatchMaker:
         """Draw the levels of a step, then a sample for each: the same on every process."""
         size, seed = self._config.batch_size, self._config.seed
         sigma = self._config.prior.sigma_of(rng.uniform(size, seed, "level", step))
-        sigma = sigma.astype(np.float32).astype(np.float64)
+        sigma = outside_gap(sigma, self._index.gap())
         return Draw(self._index.draw(sigma, rng.uniform(size, seed, "sample", step)), sigma)
 
     def batch(self, step: int, draw: Draw, positions: range) -> Batch:
@@ -150,7 +150,7 @@ class BatchMaker:
         here = slice(positions.start, positions.stop)
         index, sigma = draw.index[here], draw.sigma[here]
         x0 = to_x0(data.packs.take(data.pack_index[index]))
-        hidden = hidden_level(sigma, self.usable.floor[index], config.objective, config.kappa)
+        hidden = hidden_level(sigma, self.usable.floor_of(index), config.objective, config.kappa)
         fixed = self._fixed_noise(index, x0.shape[1:]) if hidden.any() else None
         if config.horizontal_flip:
             mirrored = rng.uniform(config.batch_size, config.seed, "flip", step)[here] < 0.5

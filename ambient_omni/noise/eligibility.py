@@ -2,43 +2,78 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from ambient_omni.noise.levels import LogNormalPrior
-from ambient_omni.noise.usable import Usable
+from ambient_omni.noise.search import SortedPrefixes, sort_by
+from ambient_omni.noise.strata import GroupChoice, Strata
+from ambient_omni.noise.usable import Levels, Usable
 from schemas.errors import AmbientOmniError
-
-Levels = NDArray[np.float64]
 
 
 class NoEligibleSample(AmbientOmniError):
     """At some levels of the prior no sample may be used."""
 
 
+class PriorCdf(Protocol):
+    """The part of a prior that says how likely levels are."""
+
+    def cdf(self, sigma: ArrayLike) -> Levels:
+        """Return the share of levels at or below σ, elementwise."""
+
+
+class Drawer(Protocol):
+    """Draws samples at given levels. Levels are float32 numbers, whatever type holds them."""
+
+    def draw(self, sigma: Levels, uniform: Levels) -> NDArray[np.int64]:
+        """Return one sample index per level; (B,) levels, (B,) uniform numbers in [0, 1)."""
+
+    def shares(self, sigma: float) -> Levels:
+        """Return the probability of each sample at a level, (N,), by definition; slow."""
+
+    def gap(self) -> tuple[float, float] | None:
+        """Return the one open interval of levels without an eligible sample, or None."""
+
+
 class EligibilityIndex:
-    """Draws samples that are usable at given levels, each with the same probability.
+    """Draws samples that are usable at given levels.
 
     With the floors sorted, the samples usable from below are a prefix of one order; with the
     windows sorted, those usable from above are a prefix of another. `Usable` is normalised so
     that no sample is in both prefixes at any level. So one uniform number picks from their union.
+    Classes and sources with weights of their own have such a pair of orders each.
+
+    Levels are compared as float32, the numbers that networks see: 4 bytes a sample hold an order,
+    and no rounding can make a sample usable below its floor.
+
+    Args:
+        usable: N samples, at most 2^32; kept, not copied.
+        strata: groups and sources; by default every eligible sample is equally likely.
     """
 
-    def __init__(self, usable: Usable) -> None:
-        self._by_floor = np.argsort(usable.floor, kind="stable")
-        self._floors = usable.floor[self._by_floor]
-        windowed = np.flatnonzero(usable.window > 0)
-        self._by_window = windowed[np.argsort(-usable.window[windowed], kind="stable")]
-        # Negated, so that both orders ascend and one kind of search serves.
-        self._windows = -usable.window[self._by_window]
+    def __init__(self, usable: Usable, strata: Strata | None = None) -> None:
+        self._usable = usable
+        self._strata = Strata.one(len(usable)) if strata is None else strata
+        floors, windows = _orders(usable, self._strata)
+        self._floors, self._windows = floors, windows
+        # A group is eligible from its lowest floor on, and up to its highest window.
+        shape = (self._strata.num_groups, self._strata.num_sources)
+        lowest = np.maximum(floors.lowest().reshape(shape).min(axis=1), 0)
+        highest = -np.minimum(windows.lowest().reshape(shape).min(axis=1), 0)
+        self._extremes = (float(lowest.min()), float(highest.max()))
+        self._groups = GroupChoice(lowest, highest, self._strata.group_weights)
 
     def count(self, sigma: Levels) -> NDArray[np.int64]:
-        """Return how many samples are usable at each level, shape of `sigma`."""
-        from_floor, from_window = self._prefixes(sigma)
-        return from_floor + from_window
+        """Return how many samples are usable at each level, shape (B,)."""
+        sigma = as_float32(sigma)
+        from_floor, from_window = self._counts(self._all_strata(len(sigma)), sigma[:, None])
+        total: NDArray[np.int64] = (from_floor + from_window).sum(axis=1)
+        return total
 
     def draw(self, sigma: Levels, uniform: Levels) -> NDArray[np.int64]:
-        """Return one sample index per level, uniform among those usable at it.
+        """Return one sample index per level among those usable at it.
 
         Args:
             sigma: (B,) levels.
@@ -47,46 +82,183 @@ class EligibilityIndex:
         Raises:
             NoEligibleSample: a level has none.
         """
-        from_floor, from_window = self._prefixes(sigma)
+        sigma = as_float32(sigma)
+        stratum, rest = self._choose_stratum(sigma, uniform)
+        from_floor, from_window = self._counts(stratum, sigma)
         total = from_floor + from_window
         if not total.all():
             raise NoEligibleSample(
-                f"no sample may be used at sigma {sigma[total == 0][0]:.4g}: {_ADVICE}"
+                f"none of {len(self._usable)} samples may be used at sigma "
+                f"{sigma[total == 0][0]:.4g}: {_ADVICE}"
             )
         # u < 1, but u * total can round up to total.
-        pick = np.minimum((uniform * total).astype(np.int64), total - 1)
-        chosen = np.empty(len(sigma), np.int64)
+        pick = np.minimum((rest * total).astype(np.int64), total - 1)
         low = pick < from_floor
-        chosen[low] = self._by_floor[pick[low]]
-        chosen[~low] = self._by_window[(pick - from_floor)[~low]]
+        chosen = np.empty(len(sigma), np.int64)
+        chosen[low] = self._floors.sample(stratum[low], pick[low])
+        high = ~low
+        chosen[high] = self._windows.sample(stratum[high], (pick - from_floor)[high])
         return chosen
+
+    def shares(self, sigma: float) -> Levels:
+        """Return the probability of each sample at a level, (N,), by definition; slow."""
+        return self._strata.shares(self._usable.at(as_float32(np.array(sigma))))
 
     def gap(self) -> tuple[float, float] | None:
         """Return the one open interval of levels without an eligible sample, or None."""
-        lowest_floor = float(self._floors[0]) if len(self._floors) else np.inf
-        highest_window = float(-self._windows[0]) if len(self._windows) else 0.0
+        lowest_floor, highest_window = self._extremes
         return None if highest_window >= lowest_floor else (highest_window, lowest_floor)
 
-    def require_every_level(self, prior: LogNormalPrior) -> None:
-        """Check that each level of the prior has an eligible sample.
+    def _choose_stratum(self, sigma: Levels, uniform: Levels) -> tuple[NDArray[np.int64], Levels]:
+        num_sources = self._strata.num_sources
+        if self._strata.num_groups == num_sources == 1:
+            return np.zeros(len(sigma), np.int64), uniform
+        group, rest = self._groups.choose(sigma, uniform)
+        first = np.maximum(group, 0) * num_sources
+        if num_sources == 1:
+            return first, rest
+        strata = first[:, None] + np.arange(num_sources)
+        from_floor, from_window = self._counts(strata, sigma[:, None])
+        weights = (from_floor + from_window) * self._strata.source_weights
+        sums = np.cumsum(weights, axis=1)
+        target = rest * sums[:, -1]
+        chosen = np.minimum((sums <= target[:, None]).sum(axis=1), num_sources - 1)
+        # Rounding can bring the target to the end, past sources without an eligible sample.
+        chosen = np.where(
+            _at(weights, chosen) > 0, chosen, num_sources - 1 - (weights[:, ::-1] > 0).argmax(1)
+        )
+        weight = np.maximum(_at(weights, chosen), np.finfo(np.float64).tiny)
+        left = (target - (_at(sums, chosen) - weight)) / weight
+        return first + chosen, np.clip(left, 0, np.nextafter(1, 0))
 
-        Raises:
-            NoEligibleSample: naming the levels and their share of the prior.
-        """
-        gap = self.gap()
-        if gap is None:
-            return
-        below, above = prior.cdf(np.array(gap))
-        if above > below:
-            raise NoEligibleSample(
-                f"no sample may be used at {gap[0]:.4g} < sigma < {gap[1]:.4g}, "
-                f"{above - below:.2%} of the prior's levels: {_ADVICE}"
-            )
+    def _all_strata(self, num_levels: int) -> NDArray[np.int64]:
+        num_strata = self._strata.num_groups * self._strata.num_sources
+        return np.broadcast_to(np.arange(num_strata), (num_levels, num_strata))
 
-    def _prefixes(self, sigma: Levels) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        from_floor = np.searchsorted(self._floors, sigma, side="right")
-        from_window = np.searchsorted(self._windows, -sigma, side="right")
+    def _counts(
+        self, stratum: NDArray[np.int64], sigma: Levels
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        level = np.broadcast_to(sigma, stratum.shape).ravel()
+        flat = stratum.ravel()
+        from_floor = self._floors.count(flat, level).reshape(stratum.shape)
+        from_window = self._windows.count(flat, -level).reshape(stratum.shape)
         return from_floor, from_window
+
+
+def as_float32(sigma: ArrayLike) -> Levels:
+    """Return levels rounded to float32 numbers, as float64: what a network is going to see."""
+    return np.asarray(sigma).astype(np.float32).astype(np.float64)
+
+
+def require_every_level(drawer: Drawer, prior: PriorCdf, num_samples: int) -> None:
+    """Check that each level of a prior has an eligible sample.
+
+    Raises:
+        NoEligibleSample: naming the levels, their share of the prior, and how many samples the pool
+            has.
+    """
+    gap = drawer.gap()
+    if gap is None:
+        return
+    below, above = prior.cdf(np.array(gap))
+    if above > below:
+        raise NoEligibleSample(
+            f"none of {num_samples} samples may be used at {gap[0]:.4g} < sigma < {gap[1]:.4g}, "
+            f"{above - below:.2%} of the prior's levels: {_ADVICE}"
+        )
+
+
+def outside_gap(sigma: Levels, gap: tuple[float, float] | None) -> Levels:
+    """Return levels with those inside the gap moved to its nearer end, float32 numbers.
+
+    Once `require_every_level` passed, only rounding brings a level of the prior into the gap.
+    """
+    sigma = as_float32(sigma)
+    if gap is None:
+        return sigma
+    low, high = gap
+    inside = (sigma > low) & (sigma < high)
+    # The ends rounded to the usable side.
+    nearer = np.where(sigma - low < high - sigma, _round_down(low), _round_up(high))
+    return np.where(inside, nearer, sigma)
+
+
+def _orders(usable: Usable, strata: Strata) -> tuple[SortedPrefixes, SortedPrefixes]:
+    """Sort the samples of each stratum by floor, and those with a window by window."""
+    num_strata = strata.num_groups * strata.num_sources
+    counts = np.zeros((3, num_strata), np.int64)
+    for here in usable.chunks():
+        floor, window = usable.floor_of(here), usable.window_of(here)
+        number = strata.number(here)
+        for count, chosen in zip(
+            counts,
+            (np.isfinite(_round_up(floor)), floor == 0, _round_down(window) > 0),
+            strict=True,
+        ):
+            count += np.bincount(number[chosen], minlength=num_strata)
+    grouped = None
+    if num_strata > 1:
+        numbers = np.concatenate([strata.number(here) for here in usable.chunks()])
+        grouped = np.argsort(numbers, kind="stable").astype(np.uint32)
+
+    def indices(here: slice) -> NDArray[np.uint32]:
+        if grouped is not None:
+            return grouped[here]
+        return np.arange(here.start, here.stop, dtype=np.uint32)
+
+    def floor_bits(here: slice) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        index = indices(here)
+        floor = _round_up(usable.floor_of(index))
+        finite = np.isfinite(floor)
+        # Bits of positive floats ascend with the numbers.
+        return floor[finite].view(np.uint32), index[finite]
+
+    def window_bits(here: slice) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        index = indices(here)
+        window = _round_down(usable.window_of(index))
+        some = window > 0
+        return ~window[some].view(np.uint32), index[some]
+
+    finite, free, windowed = counts
+    parts = list(usable.chunks())
+    floor_starts, window_starts = _starts(finite), _starts(windowed)
+    floors = SortedPrefixes(
+        sort_by(floor_bits, parts, finite),
+        floor_starts,
+        floor_starts[:-1] + free,
+        lambda index: usable.kappa * usable.sigma_min[index],
+    )
+    windows = SortedPrefixes(
+        sort_by(window_bits, parts, windowed),
+        window_starts,
+        window_starts[:-1],
+        lambda index: -usable.sigma_max[index].astype(np.float64),
+    )
+    return floors, windows
+
+
+def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+
+
+def _at(values: Levels, column: NDArray[np.int64]) -> Levels:
+    return np.take_along_axis(values, column[:, None], axis=1)[:, 0]
+
+
+def _round_up(level: ArrayLike) -> NDArray[np.float32]:
+    """Round to float32, never down."""
+    level = np.asarray(level, np.float64)
+    with np.errstate(over="ignore"):
+        near = level.astype(np.float32)
+    return np.where(near < level, np.nextafter(near, np.float32(np.inf)), near)
+
+
+def _round_down(level: ArrayLike) -> NDArray[np.float32]:
+    """Round to float32, never up."""
+    level = np.asarray(level, np.float64)
+    with np.errstate(over="ignore"):
+        near = level.astype(np.float32)
+    return np.where(near > level, np.nextafter(near, np.float32(0)), near)
 
 
 _ADVICE = (

@@ -8,15 +8,23 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ambient_omni import rng
-from ambient_omni.noise.eligibility import EligibilityIndex, NoEligibleSample
-from ambient_omni.noise.levels import LogNormalPrior
+from ambient_omni.noise.eligibility import (
+    EligibilityIndex,
+    NoEligibleSample,
+    as_float32,
+    outside_gap,
+    require_every_level,
+)
+from ambient_omni.noise.priors import LogNormalPrior
 from ambient_omni.noise.usable import Usable
 
 # Few distinct values, so that ties are common.
 level = st.sampled_from([0.0, math.nan, math.inf, 0.1, 0.5, 0.5, 1.0, 2.0, 7.0])
 window = st.sampled_from([0.0, 0.0, 0.05, 0.1, 0.5, 3.0])
 pools = st.lists(st.tuples(level, window), min_size=1, max_size=30)
-sigmas = st.one_of(st.sampled_from([0.05, 0.1, 0.5, 1.0, 2.0, 7.0]), st.floats(0.01, 20))
+sigmas = st.one_of(st.sampled_from([0.05, 0.1, 0.5, 1.0, 2.0, 7.0]), st.floats(0.01, 20)).map(
+    lambda sigma: float(np.float32(sigma))
+)
 
 
 def usable_of(samples):
@@ -56,7 +64,7 @@ def pool_of_every_kind():
 
 def test_the_marginal_of_sigma_is_the_prior_and_the_conditional_is_uniform():
     usable, prior, count = pool_of_every_kind(), LogNormalPrior(), 400_000
-    sigma = prior.sigma_of(rng.uniform(count, 1, "level"))
+    sigma = as_float32(prior.sigma_of(rng.uniform(count, 1, "level")))
     drawn = EligibilityIndex(usable).draw(sigma, rng.uniform(count, 1, "pick"))
     assert ((sigma >= usable.floor[drawn]) | (sigma <= usable.window[drawn])).all()
     assert stats.kstest(np.log(sigma), "norm", (-1.2, 1.2)).pvalue > 0.01
@@ -83,19 +91,48 @@ def test_a_pool_of_bad_images_costs_no_more_than_it_has_levels():
 def test_levels_without_an_eligible_sample_are_named_before_training_starts():
     index = EligibilityIndex(Usable.of([0.5, math.nan], [0.0, 0.1]))
     with pytest.raises(NoEligibleSample, match=r"0\.1 < sigma < 0\.5.*% of the prior's levels"):
-        index.require_every_level(LogNormalPrior())
-    index.require_every_level(LogNormalPrior(lowest=0.5))
-    EligibilityIndex(Usable.of([0.5, math.nan], [0.0, 0.5])).require_every_level(LogNormalPrior())
+        require_every_level(index, LogNormalPrior(), 2)
+    require_every_level(index, LogNormalPrior(lowest=0.5), 2)
+    joined = EligibilityIndex(Usable.of([0.5, math.nan], [0.0, 0.5]))
+    require_every_level(joined, LogNormalPrior(), 2)
 
 
 def test_a_pool_of_nothing_usable_is_an_error_at_the_draw_and_before():
     index = EligibilityIndex(Usable.of([math.nan], [0.0]))
     with pytest.raises(NoEligibleSample, match=r"100\.00% of the prior"):
-        index.require_every_level(LogNormalPrior())
-    with pytest.raises(NoEligibleSample, match="no sample may be used at sigma 1"):
+        require_every_level(index, LogNormalPrior(), 2)
+    with pytest.raises(NoEligibleSample, match="none of 1 samples may be used at sigma 1"):
         index.draw(np.array([1.0]), np.array([0.5]))
 
 
 def test_the_largest_uniform_number_still_picks_a_sample():
     index = EligibilityIndex(Usable.of(np.zeros(3), np.zeros(3)))
     assert index.draw(np.array([1.0]), np.array([np.nextafter(1, 0)]))[0] == 2
+
+
+def test_a_level_that_rounding_brings_into_the_gap_is_moved_to_its_usable_end():
+    # 0.7 is not a float32 number; the nearest one is below it.
+    index = EligibilityIndex(Usable.of([0.7, math.nan], [0.0, 0.3]))
+    assert float(np.float32(0.7)) < 0.7
+    moved = outside_gap(np.array([0.3, 0.7, 1.0, 0.2]), index.gap())
+    assert (moved == moved.astype(np.float32)).all()
+    assert moved == pytest.approx([0.3, 0.7, 1.0, 0.2])
+    assert index.count(moved).tolist() == [1, 1, 1, 1]
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6), st.sampled_from([1.0, 1.1547005383792515]))
+def test_no_rounding_makes_a_sample_usable_below_its_floor(sigma_min, sigma_max, kappa):
+    usable = Usable.of([sigma_min], [sigma_max], kappa)
+    index = EligibilityIndex(usable)
+    near = np.float32(kappa * sigma_min)
+    edge, huge = np.float32(sigma_max), np.float32(9e9)
+    near_floor = [np.nextafter(near, np.float32(0)), near, np.nextafter(near, huge)]
+    levels = np.array([*near_floor, edge, np.nextafter(edge, huge)], np.float64)
+    assert (index.count(levels) == usable.at(levels[:, None])[:, 0]).all()
+
+
+def test_the_order_of_equal_floors_is_that_of_the_samples_whatever_the_sort():
+    floors = np.tile([0.5, 0.25, 0.0], 1000)
+    index = EligibilityIndex(Usable.of(floors, np.zeros(3000)))
+    drawn = index.draw(np.full(3000, 1.0), (np.arange(3000) + 0.5) / 3000)
+    assert drawn.tolist() == np.argsort(floors, kind="stable").tolist()
