@@ -36,6 +36,16 @@ class Calibration:
         shape = (-1, *[1] * (np.ndim(logits_NLK) - 2))
         return logits_NLK * self.scale.reshape(shape) + self.offset.reshape(shape)
 
+    def at(self, sigmas_L: Floats, wanted: NDArray[np.floating]) -> tuple[Floats, Floats]:
+        """Return (scale, offset) at any levels, shape as given; straight lines in ln sigma.
+
+        Args:
+            sigmas_L: the levels of this calibration.
+            wanted: levels to read it at; beyond the ends it stays what it is there.
+        """
+        at, known = np.log(wanted), np.log(sigmas_L)
+        return np.interp(at, known, self.scale), np.interp(at, known, self.offset)
+
 
 def calibrate(
     trusted_NLK: NDArray[np.floating], pool_NLK: NDArray[np.floating], *, reach: int = 1

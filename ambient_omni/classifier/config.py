@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,92 @@ class ControlConfig(Frozen):
     )
 
 
+class OrderConfig(Frozen):
+    """Chains of ever worse copies of trusted images; see `classifier.severity`."""
+
+    weight: float = Field(default=1.0, ge=0, description="Of the order's loss; 0: no chains.")
+    num_chains: int = Field(default=1_000, ge=1, description="Chains planted per network.")
+    chains_per_batch: int = Field(default=8, ge=1)
+    ranges: dict[str, tuple[float, float]] = Field(
+        default={
+            "gaussian_blur": (0.3, 3.0),
+            "motion_blur": (0.7, 14.0),
+            "down_up": (1.15, 6.0),
+            "jpeg": (5.0, 97.0),
+            "sensor_noise": (2.0, 70.0),
+        },
+        min_length=1,
+        description="Mildest and worst severity by kind of damage.",
+    )
+
+
+class GridConfig(Frozen):
+    """Every image at the same levels; 4 levels x 2 noisings are the shortest that is of use."""
+
+    kind: Literal["grid"] = "grid"
+    num_levels: int | None = Field(
+        default=None, ge=2, description="Levels, even in ln sigma; null: the classifier's own."
+    )
+    num_noises: int = Field(
+        default=4, ge=2, multiple_of=2, description="Noisings per image and level, in ± pairs."
+    )
+
+
+class ExhaustiveConfig(Frozen):
+    """The exhaustive search; the defaults are the published 2048 levels x 4 noisings."""
+
+    kind: Literal["exhaustive"] = "exhaustive"
+    num_levels: int = Field(default=2048, ge=2, description="Levels, even in ln sigma.")
+    num_noises: int = Field(default=4, ge=1, description="Fresh noisings per level.")
+    num_bins: int = Field(default=128, ge=2, description="Levels that are averaged into one.")
+
+    @model_validator(mode="after")
+    def _bins_hold_two(self) -> ExhaustiveConfig:
+        if self.num_levels // self.num_bins * self.num_noises < 2:
+            raise ValueError("a bin needs two noisings for its error: fewer bins, or more of both")
+        return self
+
+
+class SequentialConfig(Frozen):
+    """Bisection: two noisings at a time, where the answer is least certain, until it is not."""
+
+    kind: Literal["sequential"] = "sequential"
+    max_evaluations: int = Field(default=8, ge=2, multiple_of=2)
+    tolerance_octaves: float = Field(
+        default=0.15, gt=0, description="Stop when the posterior's standard deviation is below."
+    )
+    tau: float = Field(default=0.45, gt=0, lt=0.5, description="Threshold that is looked for.")
+    num_pilot_images: int = Field(
+        default=64, ge=8, description="Images graded on a full grid first, for the prior."
+    )
+
+
+class HeadConfig(Frozen):
+    """An amortised head: one evaluation of the clean image gives its whole curve."""
+
+    kind: Literal["head"] = "head"
+    widths: tuple[int, ...] = Field(default=(32, 64), min_length=1, description="As the network's.")
+    patch: int = Field(default=2, ge=1)
+    hidden: int = Field(default=128, ge=1)
+    num_steps: int = Field(default=2_000, ge=1)
+    batch_size: int = Field(default=48, ge=2)
+    levels_per_image: int = Field(default=4, ge=1, description="Questions to the classifier a step")
+    learning_rate: float = Field(default=2e-3, gt=0)
+    check_fraction: float = Field(
+        default=0.25, gt=0, lt=1, description="Share of the groups that only check the head."
+    )
+    max_check_images: int = Field(default=64, ge=8)
+    check: ExhaustiveConfig = ExhaustiveConfig(num_levels=256, num_noises=4, num_bins=64)
+    max_median_octaves: float = Field(
+        default=0.25, gt=0, description="The head is refused where it is further off than this."
+    )
+
+
+AnnotatorConfig = Annotated[
+    GridConfig | ExhaustiveConfig | SequentialConfig | HeadConfig, Field(discriminator="kind")
+]
+
+
 class ClassifierConfig(Frozen):
     """One noise classifier: K networks, each grading what it did not see."""
 
@@ -57,6 +143,7 @@ class ClassifierConfig(Frozen):
         description="flip: left-right; geometry: all eight symmetries of the square; channels: "
         "also any order of the colours, so that few references are harder to learn by heart.",
     )
+    order: OrderConfig = OrderConfig()
     sigma_low: float = Field(default=0.04, gt=0, description="Lowest level of the curves.")
     sigma_high: float = Field(default=10.0, gt=0, description="Highest level of the curves.")
     num_levels: int = Field(default=18, ge=3, description="Levels, even steps in ln sigma.")

@@ -15,8 +15,9 @@ from torch.nn import functional as nnf
 from ambient_omni.classifier.config import ClassifierNetworkConfig
 
 SIGMA_DATA = 0.5
-COSINE_WINDOWS = ((4, 2), (8, 4))
-"""Sides and strides of the cosine transforms. 8 at multiples of 4 meets the blocks of JPEG."""
+COSINE_WINDOWS = ((4, 2), (8, 4), (8, 8))
+"""Sides and strides of the cosine transforms. The last are the blocks of a JPEG that begins at the
+corner: beside the second, which also sees what lies across their edges, they give it away."""
 
 _EMBEDDING = 32
 _CONDITION = 64
@@ -29,7 +30,7 @@ class NoiseClassifierNetwork(nn.Module):
     fixed: mean power and peakedness of the coefficients of local cosine transforms, in units of
     the noise. It needs no learning and makes short training possible. The other, a small CNN on
     patches, learns what such averages miss: above about sigma = 1 damage shows only in structures
-    that many pixels share. Both are read by a head that knows the level.
+    that many pixels share. Both are read by layers that know the level.
 
     Args:
         config: sizes.
@@ -38,56 +39,65 @@ class NoiseClassifierNetwork(nn.Module):
 
     def __init__(self, config: ClassifierNetworkConfig, channels: int = 3) -> None:
         super().__init__()
-        self._patch = config.patch
-        mix = _decorrelation(channels)
-        for number, (side, _) in enumerate(COSINE_WINDOWS):
-            self.register_buffer(f"cosines_{number}", _cosine_filters(side, mix), persistent=False)
-        num_power = sum(2 * channels * side**2 for side, _ in COSINE_WINDOWS)
-        self.level = nn.Sequential(
-            nn.Linear(_EMBEDDING, _CONDITION),
-            nn.SiLU(),
-            nn.Linear(_CONDITION, _CONDITION),
-            nn.SiLU(),
-        )
-        widths = config.widths
-        self.stem = nn.Conv2d(channels * config.patch**2, widths[0], 3, padding=1)
-        self.halvings = nn.ModuleList(
-            nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths)
-        )
-        self.blocks = nn.ModuleList(_Residual(width, config.dropout) for width in widths)
+        self.power = CosinePower(channels)
+        self.patches = PatchFeatures(config.patch, config.widths, config.dropout, channels)
         # Features differ by orders of magnitude; their running scale is not learned, only measured.
-        self.power_scale = nn.BatchNorm1d(num_power, affine=False, momentum=0.05)
-        self.learned_scale = nn.BatchNorm1d(2 * widths[-1], affine=False, momentum=0.05)
-        self.hidden = nn.ModuleList(
-            _Conditioned(num_in, config.hidden, config.dropout)
-            for num_in in (num_power + 2 * widths[-1], config.hidden)
-        )
-        self.out = nn.Linear(config.hidden, 1)
-        self.offset = nn.Linear(_CONDITION, 1)
-        nn.init.zeros_(self.out.weight)
+        self.power_scale = nn.BatchNorm1d(2 * self.power.num_features, affine=False, momentum=0.05)
+        self.learned_scale = nn.BatchNorm1d(self.patches.num_features, affine=False, momentum=0.05)
+        num_features = 2 * self.power.num_features + self.patches.num_features
+        self.read = ReadByLevel(num_features, config.hidden, config.dropout)
 
     def forward(self, x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
         """Return (B,) logits for noised images x_t = x_0 + sigma z, x_0 in [-1, 1]."""
-        level_BE = self.level(_fourier(sigma_B.log() / 4))
-        power_BF = self.power_scale(self._power(x_BCHW, sigma_B))
-        learned_BF = self.learned_scale(self._learned(x_BCHW, sigma_B, level_BE))
-        h = torch.cat([power_BF, learned_BF], 1)
-        for layer in self.hidden:
-            h = layer(h, level_BE)
-        logits: Tensor = (self.out(h) + self.offset(level_BE))[:, 0]
+        power_BF, magnitude_BF = self.power(x_BCHW)
+        # E|c|^2 / E c^2: 2/pi for Gaussian coefficients, less where a few stand out.
+        peak_BF = (magnitude_BF.square() / (power_BF + 1e-6)).log()
+        power_BF = (power_BF / sigma_B[:, None] ** 2 + 1e-3).log()
+        fixed_BF = self.power_scale(torch.cat([power_BF, peak_BF], 1))
+        learned_BF = self.learned_scale(self.patches(x_BCHW, sigma_B))
+        logits: Tensor = self.read(torch.cat([fixed_BF, learned_BF], 1), sigma_B)
         return logits
 
-    def _power(self, x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
-        features = []
-        for number, (_, stride) in enumerate(COSINE_WINDOWS):
-            coefficients = nnf.conv2d(x_BCHW, self.get_buffer(f"cosines_{number}"), stride=stride)
-            power_BF = coefficients.square().mean((2, 3))
-            # E|c|^2 / E c^2: 2/pi for Gaussian coefficients, less where a few stand out.
-            peak_BF = coefficients.abs().mean((2, 3)).square() / (power_BF + 1e-6)
-            features += [(power_BF / sigma_B[:, None] ** 2 + 1e-3).log(), peak_BF.log()]
-        return torch.cat(features, 1)
 
-    def _learned(self, x_BCHW: Tensor, sigma_B: Tensor, level_BE: Tensor) -> Tensor:
+class CosinePower(nn.Module):
+    """Mean power and mean magnitude of local cosine coefficients; nothing is learned."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        mix = _decorrelation(channels)
+        for number, (side, _) in enumerate(COSINE_WINDOWS):
+            self.register_buffer(f"cosines_{number}", _cosine_filters(side, mix), persistent=False)
+        self.num_features = sum(channels * side**2 for side, _ in COSINE_WINDOWS)
+
+    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return E c^2 and E|c| over positions, each (B, num_features)."""
+        powers, magnitudes = [], []
+        for number, (_, stride) in enumerate(COSINE_WINDOWS):
+            found = nnf.conv2d(x_BCHW, self.get_buffer(f"cosines_{number}"), stride=stride)
+            powers.append(found.square().mean((2, 3)))
+            magnitudes.append(found.abs().mean((2, 3)))
+        return torch.cat(powers, 1), torch.cat(magnitudes, 1)
+
+
+class PatchFeatures(nn.Module):
+    """Mean and spread over positions of what a small CNN on patches finds."""
+
+    def __init__(
+        self, patch: int, widths: tuple[int, ...], dropout: float, channels: int = 3
+    ) -> None:
+        super().__init__()
+        self._patch = patch
+        self.level = _level_embedding()
+        self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
+        self.halvings = nn.ModuleList(
+            nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(widths)
+        )
+        self.blocks = nn.ModuleList(_Residual(width, dropout) for width in widths)
+        self.num_features = 2 * widths[-1]
+
+    def forward(self, x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
+        """Return (B, num_features); `sigma_B` may have length 1."""
+        level_BE = self.level(_fourier(sigma_B.log() / 4))
         scale_B111 = (sigma_B**2 + SIGMA_DATA**2).rsqrt()[:, None, None, None]
         h = self.stem(nnf.pixel_unshuffle(x_BCHW * scale_B111, self._patch))
         h = self.blocks[0](h, level_BE)
@@ -96,6 +106,29 @@ class NoiseClassifierNetwork(nn.Module):
         h = nnf.silu(h)
         # Mean and spread over positions: damage is a property of the texture, not of a place.
         return torch.cat([h.mean((2, 3)), (h.var((2, 3), unbiased=False) + 1e-5).sqrt()], 1)
+
+
+class ReadByLevel(nn.Module):
+    """Two layers that turn features into a logit, knowing the level."""
+
+    def __init__(self, num_features: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.level = _level_embedding()
+        self.hidden = nn.ModuleList(
+            _Conditioned(num_in, hidden, dropout) for num_in in (num_features, hidden)
+        )
+        self.out = nn.Linear(hidden, 1)
+        self.offset = nn.Linear(_CONDITION, 1)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, features_BF: Tensor, sigma_B: Tensor) -> Tensor:
+        """Return (B,) logits."""
+        level_BE = self.level(_fourier(sigma_B.log() / 4))
+        h = features_BF
+        for layer in self.hidden:
+            h = layer(h, level_BE)
+        logits: Tensor = (self.out(h) + self.offset(level_BE))[:, 0]
+        return logits
 
 
 class _Residual(nn.Module):
@@ -133,6 +166,15 @@ class _Conditioned(nn.Module):
         return h
 
 
+def _level_embedding() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(_EMBEDDING, _CONDITION),
+        nn.SiLU(),
+        nn.Linear(_CONDITION, _CONDITION),
+        nn.SiLU(),
+    )
+
+
 def _fourier(c_noise_B: Tensor) -> Tensor:
     """Return (B, _EMBEDDING) cosines and sines of c_noise = ln(sigma) / 4."""
     frequencies = torch.linspace(0, math.log(100), _EMBEDDING // 2).exp()
@@ -141,15 +183,20 @@ def _fourier(c_noise_B: Tensor) -> Tensor:
 
 
 def _decorrelation(channels: int) -> Tensor:
-    """Return an orthonormal (C, C) mix: brightness and two colour differences for RGB."""
+    """Return a (C, C) mix with rows of length 1, so that white noise keeps its power in each.
+
+    For RGB: brightness and the two colour differences in which JPEG rounds (ITU-R BT.601).
+    """
     if channels != 3:
         return torch.eye(channels)
-    mix = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
+    mix = torch.tensor(
+        [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
+    )
     return nnf.normalize(mix, dim=1)
 
 
 def _cosine_filters(side: int, mix_CC: Tensor) -> Tensor:
-    """Return the (C side^2, C, side, side) filters of an orthonormal 2-D DCT-II per mixed channel.
+    """Return the (C side^2, C, side, side) filters of a 2-D DCT-II per mixed channel, of length 1.
 
     Source: Ahmed, Natarajan, Rao, Discrete Cosine Transform, 1974.
     """

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from ambient_omni.classifier.annotators import Curves, Grid
 from ambient_omni.classifier.calibration import Calibration, calibrate
-from ambient_omni.classifier.config import ClassifierConfig, TrainClassifierJob
+from ambient_omni.classifier.config import ClassifierConfig, GridConfig, TrainClassifierJob
 from ambient_omni.classifier.data import ClassifierData, PackedImages, fold_of
 from ambient_omni.classifier.network import NoiseClassifierNetwork
 from ambient_omni.classifier.positive_control import judge_control, plant, require_found, separation
-from ambient_omni.classifier.training import grade, noise_bank, train_fold
+from ambient_omni.classifier.training import answer, grade, noise_bank, train_fold
 from ambient_omni.code_version import code_version
 from ambient_omni.data.packs import to_x0
 from ambient_omni.data.transforms import Transform
@@ -33,7 +34,6 @@ from schemas.root import Root, write_json
 
 __all__ = [
     "ClassifierConfig",
-    "CurveBatch",
     "NoiseClassifier",
     "TrainClassifierJob",
     "classifier_id_for",
@@ -45,19 +45,6 @@ __all__ = [
 
 _META = "classifier.json"
 _IMAGES_AT_ONCE = 256  # 256 images of 32 x 32 are 3 MB: the caches hold a layer of them
-
-
-@dataclass(frozen=True)
-class CurveBatch:
-    """Curves of B images.
-
-    Attributes:
-        logits: (B, L) float32, mean over noisings of the calibrated logit P(trusted).
-        logit_standard_error: (B, L) float32, of that mean over the noisings.
-    """
-
-    logits: NDArray[np.float32]
-    logit_standard_error: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -94,8 +81,8 @@ class NoiseClassifier:
         x0_BCHW: NDArray[np.float32],
         sample_ids: Sequence[str],
         folds: NDArray[np.integer] | None = None,
-    ) -> CurveBatch:
-        """Grade images at every level; the same images give the same numbers in any batch.
+    ) -> Curves:
+        """Grade images on the classifier's own grid; the same numbers in any batch.
 
         Args:
             x0_BCHW: images in [-1, 1].
@@ -105,23 +92,45 @@ class NoiseClassifier:
         Raises:
             ValueError: lengths differ, or a fold is named that may have trained on its image.
         """
-        allowed = self.folds_of(sample_ids)
-        if len(allowed) != len(x0_BCHW) or (
-            folds is not None and not np.array_equal(folds, allowed)
-        ):
+        if folds is not None and not np.array_equal(folds, self.folds_of(sample_ids)):
             raise ValueError("each image needs its name and the fold that `folds_of` gives it")
-        noises = noise_bank(self.config, x0_BCHW.shape[1:])
-        logits = np.empty((len(x0_BCHW), len(self.sigmas)), np.float32)
-        errors = np.empty_like(logits)
+        grid = Grid(self, GridConfig(num_noises=self.config.num_noises), self.config.seed)
+        return grid.curves(x0_BCHW, sample_ids)
+
+    def ask(
+        self,
+        x0_BCHW: NDArray[np.float32],
+        sample_ids: Sequence[str],
+        sigmas_BQ: NDArray[np.floating],
+        noises_QCHW: NDArray[np.float32],
+    ) -> NDArray[np.float64]:
+        """Return (B, Q) calibrated logits of P(trusted): image b at its level q under noise q.
+
+        Every image is graded by the fold that did not train on it.
+
+        Raises:
+            ValueError: lengths differ.
+        """
+        if not len(x0_BCHW) == len(sample_ids) == len(sigmas_BQ):
+            raise ValueError("each image needs its name and its levels")
+        if np.shape(sigmas_BQ)[1] != len(noises_QCHW):
+            raise ValueError("each question needs its noise")
+        out = np.empty(np.shape(sigmas_BQ))
+        folds = self.folds_of(sample_ids)
         for number, fold in enumerate(self._folds):
-            mine = np.flatnonzero(allowed == number)
+            mine = np.flatnonzero(folds == number)
             for start in range(0, len(mine), _IMAGES_AT_ONCE):
                 part = mine[start : start + _IMAGES_AT_ONCE]
-                raw = grade(fold.network, x0_BCHW[part], self.sigmas, noises)
-                graded = fold.calibration.apply(raw)
-                logits[part] = graded.mean(axis=2)
-                errors[part] = graded.std(axis=2, ddof=1) / np.sqrt(graded.shape[2])
-        return CurveBatch(logits, errors)
+                scale, offset = fold.calibration.at(self.sigmas, sigmas_BQ[part])
+                raw = answer(fold.network, x0_BCHW[part], sigmas_BQ[part], noises_QCHW)
+                out[part] = scale * raw + offset
+        return out
+
+    def to(self, device: str) -> NoiseClassifier:
+        """Move the networks to a device, in place; images and answers stay on the CPU side."""
+        for fold in self._folds:
+            fold.network.to(device)
+        return self
 
 
 def classifier_id_for(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,23 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from ambient_omni import rng
+from ambient_omni.classifier.annotators import antithetic_noises
 from ambient_omni.classifier.config import ClassifierConfig
 from ambient_omni.classifier.network import NoiseClassifierNetwork
+from ambient_omni.classifier.severity import CHAIN_LENGTH, Images, order_loss, plant_chains
 from ambient_omni.data.packs import to_x0
 from ambient_omni.progress import progress
 
 _WARMUP_STEPS = 50
 # The curves' ends are judged better when levels just beyond them were trained too.
 _MARGIN = 1.25
-
-
-class Images(Protocol):
-    """Images by position: an array in memory or a memory-mapped pack."""
-
-    def __len__(self) -> int: ...
-
-    def take(self, indices: NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Return uint8 (len(indices), H, W, C)."""
 
 
 def train_fold(
@@ -56,13 +48,15 @@ def train_fold(
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
+        chains = _chains(trusted, config, fold)
         num_steps = -(-config.num_images // config.batch_size)
         label = f"noise classifier {fold + 1}/{config.num_folds}"
         with progress(label=label, unit="image", total=num_steps * config.batch_size) as bar:
             for step in range(num_steps):
                 _set_rate(optimizer, config.learning_rate, step, num_steps)
-                x_BCHW, sigma_B = _batch(trusted, pool, config, fold, step)
-                _step(network, optimizer, x_BCHW, sigma_B)
+                batch = _batch(trusted, pool, config, fold, step)
+                ordered = None if chains is None else _ordered(chains, config, fold, step)
+                _step(network, optimizer, batch, ordered, config.order.weight)
                 _average(average, network, min(config.ema_decay, step / (step + 1)))
                 bar.update(config.batch_size)
     return average
@@ -80,12 +74,18 @@ def _batch(
     pixels = [images.take(draw.integers(len(images), size=half)) for images in (trusted, pool)]
     x0 = to_x0(np.concatenate(pixels))
     x0 = augment(x0, config.augment, draw)
-    low, high = math.log(config.sigma_low / _MARGIN), math.log(config.sigma_high * _MARGIN)
-    sigma = np.exp(draw.uniform(low, high, half)).astype(np.float32)
+    sigma = _draw_sigmas(config, half, draw)
     noise = draw.standard_normal((half, *x0.shape[1:]), dtype=np.float32)
     sigmas = np.tile(sigma, 2)
     noised = x0 + sigmas[:, None, None, None] * np.tile(noise, (2, 1, 1, 1))
     return torch.from_numpy(noised), torch.from_numpy(sigmas)
+
+
+def _draw_sigmas(
+    config: ClassifierConfig, count: int, draw: np.random.Generator
+) -> NDArray[np.float32]:
+    low, high = math.log(config.sigma_low / _MARGIN), math.log(config.sigma_high * _MARGIN)
+    return np.exp(draw.uniform(low, high, count)).astype(np.float32)
 
 
 def augment(
@@ -106,10 +106,44 @@ def augment(
     return out
 
 
-def _step(network: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, sigma: Tensor) -> None:
-    logits_B = network(x, sigma)
-    is_trusted_B = torch.arange(len(x)) < len(x) // 2
-    loss = nnf.binary_cross_entropy_with_logits(logits_B, is_trusted_B.float())
+def _chains(trusted: Images, config: ClassifierConfig, fold: int) -> NDArray[np.uint8] | None:
+    if config.order.weight == 0:
+        return None
+    order = config.order
+    return plant_chains(trusted, order.ranges, order.num_chains, config.seed, fold)
+
+
+def _ordered(
+    chains: NDArray[np.uint8], config: ClassifierConfig, fold: int, step: int
+) -> tuple[Tensor, Tensor]:
+    """Return noised chains (B S, C, H, W), each under one noise, and their (B S,) levels."""
+    draw = rng.generator(config.seed, "classifier-chains", fold, step)
+    chosen = chains[draw.integers(len(chains), size=config.order.chains_per_batch)]
+    length = chosen.shape[1]
+    x0 = to_x0(chosen.reshape(-1, *chosen.shape[2:]))
+    sigma = np.repeat(_draw_sigmas(config, len(chosen), draw), length)
+    noise = draw.standard_normal((len(chosen), *x0.shape[1:]), dtype=np.float32)
+    noised = x0 + sigma[:, None, None, None] * np.repeat(noise, length, axis=0)
+    return torch.from_numpy(noised), torch.from_numpy(sigma)
+
+
+def _step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[Tensor, Tensor],
+    ordered: tuple[Tensor, Tensor] | None,
+    order_weight: float,
+) -> None:
+    x, sigma = batch
+    count = len(x)
+    if ordered is not None:
+        x, sigma = torch.cat([x, ordered[0]]), torch.cat([sigma, ordered[1]])
+    logits = network(x, sigma)
+    is_trusted_B = torch.arange(count) < count // 2
+    loss = nnf.binary_cross_entropy_with_logits(logits[:count], is_trusted_B.float())
+    if ordered is not None:
+        chains_BS = logits[count:].view(-1, CHAIN_LENGTH)
+        loss = loss + order_weight * order_loss(chains_BS, sigma[count::CHAIN_LENGTH])
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -130,28 +164,46 @@ def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
         kept.copy_(seen)
 
 
-@torch.no_grad()
 def grade(
     network: NoiseClassifierNetwork,
     x0_BCHW: NDArray[np.float32],
     sigmas_L: NDArray[np.float64],
     noises_KCHW: NDArray[np.float32],
 ) -> NDArray[np.float32]:
-    """Return (B, L, K) logits: every image at every level under every noise.
+    """Return (B, L, K) logits: every image at every level under every noise."""
+    num_levels, num_noises = len(sigmas_L), len(noises_KCHW)
+    sigmas_BQ = np.broadcast_to(
+        np.repeat(sigmas_L, num_noises), (len(x0_BCHW), num_levels * num_noises)
+    )
+    said_BQ = answer(network, x0_BCHW, sigmas_BQ, np.concatenate([noises_KCHW] * num_levels))
+    return said_BQ.reshape(len(x0_BCHW), num_levels, num_noises)
 
-    All images and levels share the noises, so that curves of two images, and two levels of one
-    curve, differ by what they show and not by their luck.
+
+@torch.no_grad()
+def answer(
+    network: NoiseClassifierNetwork,
+    x0_BCHW: NDArray[np.float32],
+    sigmas_BQ: NDArray[np.floating],
+    noises_QCHW: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """Return (B, Q) raw logits: image b at its level q under noise q.
+
+    One question of all images is one pass: a batch fills a CPU's caches or a GPU.
     """
-    x0, noises = torch.from_numpy(x0_BCHW), torch.from_numpy(noises_KCHW)
-    out = np.empty((len(x0), len(sigmas_L), len(noises)), np.float32)
-    for level, sigma in enumerate(sigmas_L):
-        for number, noise in enumerate(noises):
-            sigma_B = torch.full((len(x0),), float(sigma))
-            out[:, level, number] = network(x0 + float(sigma) * noise, sigma_B).numpy()
-    return out
+    device = next(network.parameters()).device
+    x0 = torch.from_numpy(x0_BCHW).to(device)
+    # Copied: levels are often a broadcast view, which torch does not take.
+    sigmas = torch.tensor(np.ascontiguousarray(sigmas_BQ), dtype=torch.float32, device=device)
+    noises = torch.from_numpy(noises_QCHW)
+    out = torch.empty(sigmas.shape, device=device)
+    for number in range(len(noises)):
+        sigma_B = sigmas[:, number]
+        noised = x0 + sigma_B[:, None, None, None] * noises[number].to(device)
+        out[:, number] = network(noised, sigma_B)
+    said: NDArray[np.float32] = out.cpu().numpy()
+    return said
 
 
 def noise_bank(config: ClassifierConfig, shape_CHW: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return the (K, C, H, W) noises that curves are measured under: half, and their mirrors."""
-    half = rng.normal((config.num_noises // 2, *shape_CHW), config.seed, "classifier-noise")
-    return np.concatenate([half, -half])
+    """Return the (K, C, H, W) noises that a classifier is calibrated and measured under."""
+    return antithetic_noises(config.num_noises, shape_CHW, config.seed)

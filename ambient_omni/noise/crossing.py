@@ -4,6 +4,7 @@ Legend: N images, L levels.
 """
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ shape can lose."""
 
 _NUM_THRESHOLDS = 12
 
-_CHUNK = 4096  # images whose (L, L) tables are held at once: 32 MB at 32 levels
+_CHUNK_BYTES = 32 * 2**20  # of the (L, L) tables of the images that are fitted at once
 
 
 @dataclass(frozen=True)
@@ -118,16 +119,75 @@ def monotone_fit(values_NL: NDArray[np.floating]) -> Floats:
     lengths = np.where(index >= index[:, None], index - index[:, None] + 1, 1)
     is_interval = index >= index[:, None]  # [a, b] with a <= b
     out = np.empty_like(values)
-    for start in range(0, len(values), _CHUNK):
-        part = values[start : start + _CHUNK]
+    chunk = max(1, _CHUNK_BYTES // (8 * num_levels**2))
+    for start in range(0, len(values), chunk):
+        part = values[start : start + chunk]
         sums = np.concatenate([np.zeros((len(part), 1)), np.cumsum(part, axis=1)], axis=1)
         means_Nab = (sums[:, None, 1:] - sums[:, :-1, None]) / lengths
         means_Nab = np.where(is_interval, means_Nab, np.inf)
         # [a, i] = min over b >= i of mean(a..b)
         smallest = np.minimum.accumulate(means_Nab[:, :, ::-1], axis=2)[:, :, ::-1]
-        out[start : start + _CHUNK] = np.where(is_interval, smallest, -np.inf).max(axis=1)
+        out[start : start + chunk] = np.where(is_interval, smallest, -np.inf).max(axis=1)
     # Rounding of the sums can leave falls of an ulp.
     return np.maximum.accumulate(out, axis=1)
+
+
+def crossing_interval(
+    logits_NL: NDArray[np.floating],
+    sigmas_L: NDArray[np.floating],
+    tau: float,
+    standard_error_NL: NDArray[np.floating],
+    *,
+    mass: float = 0.9,
+    smoothing_octaves: float = 0.25,
+    decay_exponent: float | None = None,
+) -> tuple[Floats, Floats]:
+    """Return the (N,) ends of a credible interval of sigma_min, NaN standing for null.
+
+    The whole curve is moved by its standard error, because noise is shared between levels; so an
+    image that is almost clean can reach down to 0, and a doubtful one up to null.
+
+    Args:
+        logits_NL: as of `find_crossings`.
+        sigmas_L: as there.
+        tau: as there.
+        standard_error_NL: of the logits.
+        mass: how much of a normal error lies inside.
+        smoothing_octaves: as there.
+        decay_exponent: as there.
+
+    Raises:
+        ValueError: as `find_crossings`; or `mass` is outside (0, 1).
+    """
+    if not 0 < mass < 1:
+        raise ValueError(f"mass must lie between 0 and 1, got {mass}")
+    reach = NormalDist().inv_cdf(0.5 + mass / 2) * np.asarray(standard_error_NL, np.float64)
+    low, high = (
+        find_crossings(
+            logits_NL + sign * reach,
+            sigmas_L,
+            tau,
+            smoothing_octaves=smoothing_octaves,
+            decay_exponent=decay_exponent,
+        ).sigma_min
+        for sign in (1, -1)
+    )
+    return low, high
+
+
+def corrected_tau(tau: float, good_share: float) -> float:
+    """Return the threshold that means for the bad part of a pool what tau means for a bad pool.
+
+    Where a share pi of the pool is as good as the reference, the pool's density is
+    pi p + (1 - pi) q, and P(trusted) > tau lets q / p rise to ((1 - tau) / tau - pi) / (1 - pi).
+    The threshold returned holds q / p to (1 - tau) / tau:  1 / (1 + pi + (1 - pi)(1 - tau) / tau).
+
+    Raises:
+        ValueError: tau is outside (0, 1) or the share outside [0, 1].
+    """
+    if not 0 < tau < 1 or not 0 <= good_share <= 1:
+        raise ValueError(f"tau {tau} must lie in (0, 1) and the good share {good_share} in [0, 1]")
+    return 1 / (1 + good_share + (1 - good_share) * (1 - tau) / tau)
 
 
 def _through_decay(
@@ -138,8 +198,9 @@ def _through_decay(
     The threshold -t lies where all curves are flat and what a network has against an image's
     content is as large as its answer. Further down the answer is clear: there the curve passes
     each deeper threshold -b at sigma_b, and says sigma_min = sigma_b (b / t)^(1/p). The mean of
-    ln sigma_min over thresholds evenly spaced in ln b between t and `DEPTH` is taken. A threshold
-    that the curve does not reach, or that says less, counts as `MAX_CORRECTION_OCTAVES` below
+    ln sigma_min over thresholds evenly spaced in ln b between t and `DEPTH` is taken. Thresholds
+    below the curve's lowest value count as that value at the lowest level does: so nothing jumps
+    where a curve just fails to reach one. None counts as more than `MAX_CORRECTION_OCTAVES` below
     the direct crossing. Every part of this rises when any logit falls, so a worse curve gets no
     lower level.
 
@@ -151,13 +212,15 @@ def _through_decay(
     rows = np.flatnonzero(np.isfinite(log_crossing_N))
     fitted, direct = fitted_NL[rows], log_crossing_N[rows]
     least = direct - MAX_CORRECTION_OCTAVES * np.log(2)
+    lowest = np.maximum(t - fitted[:, 0], t)  # how far down the curve goes, as a positive logit
     said = []
     for b in np.geomspace(t, max(t, DEPTH), _NUM_THRESHOLDS):
         shifted = fitted + (b - t)  # zero where the logit is -b; fitted is zero where it is -t
         reached = shifted[:, 0] <= 0
-        log_level = np.full(len(rows), -np.inf)
+        log_level = np.full(len(rows), log_sigmas_L[0])
         log_level[reached] = _interpolate_zero(shifted[reached], log_sigmas_L)
-        said.append(np.maximum(log_level + np.log(b / t) / exponent, least))
+        deep = np.where(reached, b, lowest)
+        said.append(np.maximum(log_level + np.log(deep / t) / exponent, least))
     out = log_crossing_N.copy()
     out[rows] = np.mean(said, axis=0)
     return out
@@ -204,12 +267,11 @@ def _slope_at(fitted_NL: Floats, log_sigmas_L: Floats, log_crossing_N: Floats) -
 
     A monotone fit is made of steps: its slope between two levels says little, over an octave more.
     """
-    slope = np.full(len(fitted_NL), np.nan)
-    for row in np.flatnonzero(np.isfinite(log_crossing_N)):
-        ends = log_crossing_N[row] + np.array([-0.5, 0.5]) * np.log(2)
-        ends = np.clip(ends, log_sigmas_L[0], log_sigmas_L[-1])
-        rise = np.diff(np.interp(ends, log_sigmas_L, fitted_NL[row]))[0]
-        slope[row] = rise / (ends[1] - ends[0])
+    half = 0.5 * np.log(2)
+    low = np.clip(log_crossing_N - half, log_sigmas_L[0], log_sigmas_L[-1])
+    high = np.clip(log_crossing_N + half, log_sigmas_L[0], log_sigmas_L[-1])
+    rise = _read(fitted_NL, log_sigmas_L, high) - _read(fitted_NL, log_sigmas_L, low)
+    slope: Floats = rise / (high - low)
     return slope
 
 
@@ -224,12 +286,23 @@ def _error_in_octaves(
     Noise is shared between levels, so their errors go together and averaging over levels is not
     counted as a gain.
     """
-    out = np.full(len(log_crossing_N), np.nan)
     if standard_error_NL is None:
-        return out
+        return np.full(len(log_crossing_N), np.nan)
     errors = np.asarray(standard_error_NL, np.float64)
-    for row in np.flatnonzero(np.isfinite(log_crossing_N)):
-        error = np.interp(log_crossing_N[row], log_sigmas_L, errors[row])
-        per_octave = slope_N[row] * np.log(2)
-        out[row] = error / per_octave if per_octave > 0 else np.inf
-    return out
+    error = _read(errors, log_sigmas_L, log_crossing_N)
+    per_octave = slope_N * np.log(2)
+    rises = per_octave > 0
+    out = np.where(rises, error / np.where(rises, per_octave, 1.0), np.inf)
+    return np.where(np.isfinite(log_crossing_N), out, np.nan)
+
+
+def _read(values_NL: Floats, log_sigmas_L: Floats, at_N: Floats) -> Floats:
+    """Return each row at its own level by linear interpolation in ln sigma; NaN at NaN."""
+    known = np.isfinite(at_N)
+    right = np.searchsorted(log_sigmas_L, np.where(known, at_N, log_sigmas_L[0]))
+    right = np.clip(right, 1, len(log_sigmas_L) - 1)
+    rows, left = np.arange(len(values_NL)), right - 1
+    share = (at_N - log_sigmas_L[left]) / (log_sigmas_L[right] - log_sigmas_L[left])
+    low, high = values_NL[rows, left], values_NL[rows, right]
+    found: Floats = low + np.clip(share, 0, 1) * (high - low)
+    return found

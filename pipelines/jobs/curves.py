@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ambient_omni.classifier.noise_classifier import CurveBatch, NoiseClassifier, load, transform_of
+from ambient_omni.classifier.annotators import Curves
+from ambient_omni.classifier.noise_classifier import NoiseClassifier, load, transform_of
 from ambient_omni.data.packs import Pack, PackMissing, PackSet, PackWriter, to_x0
 from pipelines.batches import BatchFacts, ImageTask, image_tasks, open_batch, read_ids
 from pipelines.job import JobReport
@@ -110,9 +111,7 @@ def _load_once(root: Path, classifier_id: str) -> NoiseClassifier:
     return load(Root(root), classifier_id)
 
 
-def _table(
-    sample_rows: NDArray[np.int64], folds: NDArray[np.integer], found: CurveBatch
-) -> pa.Table:
+def _table(sample_rows: NDArray[np.int64], folds: NDArray[np.integer], found: Curves) -> pa.Table:
     return pa.table(
         {
             "sample_row": sample_rows,

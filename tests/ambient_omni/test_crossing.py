@@ -4,7 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ambient_omni.noise.crossing import MAX_CORRECTION_OCTAVES, find_crossings, monotone_fit
+from ambient_omni.noise.crossing import (
+    MAX_CORRECTION_OCTAVES,
+    corrected_tau,
+    crossing_interval,
+    find_crossings,
+    monotone_fit,
+)
 
 SIGMAS = np.geomspace(0.02, 20, 24)
 logit_curves = hnp.arrays(
@@ -220,3 +226,49 @@ def test_what_decays_only_beyond_the_levels_is_null():
 def test_a_decay_to_one_half_cannot_be_held_against_a_threshold_above_it():
     with pytest.raises(ValueError, match="below 1/2"):
         find_crossings(np.zeros((1, len(SIGMAS))), SIGMAS, 0.5, decay_exponent=2.0)
+
+
+def test_the_interval_of_a_line_is_its_error_over_its_slope_on_either_side():
+    tau, root, slope, error = 0.45, 0.7, 0.8, 0.2
+    line = np.log(tau / (1 - tau)) + slope * np.log(SIGMAS / root)
+    low, high = crossing_interval(
+        line[None], SIGMAS, tau, np.full((1, len(SIGMAS)), error), mass=0.9, smoothing_octaves=0
+    )
+    reach = 1.6448536 * error / slope
+    assert np.log(high[0] / root) == pytest.approx(reach, rel=1e-6)
+    assert np.log(root / low[0]) == pytest.approx(reach, rel=1e-6)
+
+
+def test_an_interval_can_reach_zero_and_null():
+    curves = np.stack([np.full(len(SIGMAS), -0.25), np.full(len(SIGMAS), 0.5)])
+    low, high = crossing_interval(curves, SIGMAS, 0.45, np.full(curves.shape, 0.2))
+    assert low[0] == 0
+    assert np.isnan(high[0])
+    np.testing.assert_array_equal([low[1], high[1]], 0)
+
+
+@given(logit_curves, taus, exponents)
+@settings(max_examples=50, deadline=None)
+def test_the_level_lies_inside_its_interval(curves, tau, exponent):
+    found = find_crossings(curves, SIGMAS, tau, decay_exponent=exponent)
+    low, high = crossing_interval(
+        curves, SIGMAS, tau, np.full(curves.shape, 0.3), decay_exponent=exponent
+    )
+    level = comparable(found.sigma_min)
+    assert (comparable(low) <= level + 1e-9).all()
+    assert (level <= comparable(high) + 1e-9).all()
+
+
+def test_a_corrected_threshold_bounds_the_bad_part_as_tau_bounds_a_bad_pool():
+    tau, share = 0.45, 0.5
+    corrected = corrected_tau(tau, share)
+    pool_to_trusted = (1 - corrected) / corrected
+    bad_to_trusted = (pool_to_trusted - share) / (1 - share)
+    assert bad_to_trusted == pytest.approx((1 - tau) / tau)
+    assert corrected_tau(tau, 0.0) == pytest.approx(tau)
+    assert corrected_tau(tau, 1.0) == pytest.approx(0.5)
+
+
+def test_a_share_outside_zero_to_one_is_refused():
+    with pytest.raises(ValueError, match="good share"):
+        corrected_tau(0.45, 1.2)

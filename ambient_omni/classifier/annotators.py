@@ -1,0 +1,275 @@
+"""Ways to ask a noise classifier about images: many questions and exact, or few and quick.
+
+Every annotator answers with curves: mean over noisings of the calibrated logit of P(trusted), at
+levels of its own, with standard errors and the number of network evaluations that were spent. How
+a curve becomes a level is `noise.crossing`'s business and the same for all.
+
+Legend: N images, B batch, L levels, Q questions, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ambient_omni import rng
+from ambient_omni.classifier.config import (
+    AnnotatorConfig,
+    ExhaustiveConfig,
+    GridConfig,
+    SequentialConfig,
+)
+from ambient_omni.noise.crossing import (
+    Crossings,
+    crossing_interval,
+    find_crossings,
+    monotone_fit,
+)
+from schemas.errors import BadInput
+
+Floats = NDArray[np.float64]
+Images = NDArray[np.float32]
+
+# Where |logit| is far above it, `_bent` is logarithmic; below it, linear.
+_BEND = 0.1
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What an annotator says of B images.
+
+    Attributes:
+        sigmas: (L,) levels, ascending.
+        logits: (B, L) float32, mean over noisings of the calibrated logit P(trusted).
+        logit_standard_error: (B, L) float32, of that mean.
+        evaluations: (B,) int32, network evaluations spent on each image.
+    """
+
+    sigmas: Floats
+    logits: NDArray[np.float32]
+    logit_standard_error: NDArray[np.float32]
+    evaluations: NDArray[np.int32]
+
+    def at(self, sigmas: NDArray[np.floating]) -> Curves:
+        """Return the curves at other levels, by `read_between`; errors linearly in ln sigma."""
+        wanted = np.asarray(sigmas, np.float64)
+        if np.array_equal(wanted, self.sigmas):
+            return self
+        errors = np.stack(
+            [np.interp(np.log(wanted), np.log(self.sigmas), e) for e in self.logit_standard_error]
+        )
+        logits = read_between(self.logits, self.sigmas, wanted)
+        return Curves(
+            wanted, logits.astype(np.float32), errors.astype(np.float32), self.evaluations
+        )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a curve is read: the threshold and the settings of `noise.crossing.find_crossings`."""
+
+    tau: float = 0.45
+    smoothing_octaves: float = 0.25
+    decay_exponent: float | None = 2.0
+
+    def crossings(self, curves: Curves) -> Crossings:
+        """Read curves."""
+        return find_crossings(
+            curves.logits,
+            curves.sigmas,
+            self.tau,
+            standard_error_NL=curves.logit_standard_error,
+            smoothing_octaves=self.smoothing_octaves,
+            decay_exponent=self.decay_exponent,
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Levels of B images.
+
+    Attributes:
+        crossings: sigma_min, null, slope, standard error.
+        low: (B,) lower end of the 90 % interval of sigma_min; NaN for null.
+        high: (B,) upper end.
+        evaluations: (B,) int32.
+    """
+
+    crossings: Crossings
+    low: Floats
+    high: Floats
+    evaluations: NDArray[np.int32]
+
+
+class Oracle(Protocol):
+    """What annotators need of a classifier."""
+
+    @property
+    def sigmas(self) -> Floats:
+        """The (L,) levels it was calibrated at."""
+
+    def folds_of(self, sample_ids: Sequence[str]) -> NDArray[np.int32]:
+        """Return the (B,) networks that may grade images."""
+
+    def ask(
+        self,
+        x0_BCHW: Images,
+        sample_ids: Sequence[str],
+        sigmas_BQ: NDArray[np.floating],
+        noises_QCHW: Images,
+    ) -> Floats:
+        """Return (B, Q) calibrated logits: image b at its level q under noise q."""
+
+
+class Annotator(Protocol):
+    """One way to find curves."""
+
+    def curves(self, x0_BCHW: Images, sample_ids: Sequence[str]) -> Curves:
+        """Return the curves of images in [-1, 1], all of one size; the batch does not matter."""
+
+
+def annotate(
+    annotator: Annotator, x0_BCHW: Images, sample_ids: Sequence[str], reading: Reading
+) -> Answer:
+    """Return from which level on each image is usable, how sure that is, and what it cost."""
+    found = annotator.curves(x0_BCHW, sample_ids)
+    errors = found.logit_standard_error
+    crossings = reading.crossings(found)
+    low, high = crossing_interval(
+        found.logits,
+        found.sigmas,
+        reading.tau,
+        errors,
+        smoothing_octaves=reading.smoothing_octaves,
+        decay_exponent=reading.decay_exponent,
+    )
+    return Answer(crossings, low, high, found.evaluations)
+
+
+def make_annotator(config: AnnotatorConfig, classifier: Oracle, *, seed: int) -> Annotator:
+    """Return the annotator of some settings.
+
+    Raises:
+        BadInput: the settings ask for a head: those are trained, see `classifier.head`.
+    """
+    if isinstance(config, GridConfig):
+        return Grid(classifier, config, seed)
+    if isinstance(config, ExhaustiveConfig):
+        return ExhaustiveSearch(classifier, config, seed)
+    if isinstance(config, SequentialConfig):
+        from ambient_omni.classifier.bisection import Bisection
+
+        return Bisection(classifier, config, seed)
+    raise BadInput("a head has to be distilled first: see `train_head`, or use a grid")
+
+
+class Grid:
+    """Every image at the same levels under the same noises, each with its mirror image.
+
+    Curves of two images, and two levels of one curve, differ by what they show and not by luck.
+    """
+
+    def __init__(self, classifier: Oracle, config: GridConfig, seed: int) -> None:
+        self._classifier, self._config, self._seed = classifier, config, seed
+        calibrated = classifier.sigmas
+        self._sigmas = (
+            calibrated
+            if config.num_levels is None
+            else np.geomspace(calibrated[0], calibrated[-1], config.num_levels)
+        )
+
+    def curves(self, x0_BCHW: Images, sample_ids: Sequence[str]) -> Curves:
+        """Return curves at the grid's levels."""
+        noises = antithetic_noises(self._config.num_noises, x0_BCHW.shape[1:], self._seed)
+        num_levels, num_noises = len(self._sigmas), len(noises)
+        sigmas_BQ = np.broadcast_to(
+            np.repeat(self._sigmas, num_noises), (len(x0_BCHW), num_levels * num_noises)
+        )
+        said_BQ = self._classifier.ask(
+            x0_BCHW, sample_ids, sigmas_BQ, np.concatenate([noises] * num_levels)
+        )
+        said_BLK = said_BQ.reshape(len(x0_BCHW), num_levels, num_noises)
+        return Curves(
+            self._sigmas,
+            said_BLK.mean(axis=2).astype(np.float32),
+            _error_of_pairs(said_BLK).astype(np.float32),
+            np.full(len(x0_BCHW), num_levels * num_noises, np.int32),
+        )
+
+
+def _error_of_pairs(said_BLK: Floats) -> Floats:
+    """Return the (B, L) standard error of the mean over K noisings that are K / 2 mirrored pairs.
+
+    What is odd in the noise cancels within a pair, so pairs are what varies. A single pair says
+    nothing about that: its two halves are then taken as independent, which is cautious.
+    """
+    half = said_BLK.shape[2] // 2
+    pairs = (said_BLK[..., :half] + said_BLK[..., half:]) / 2
+    parts = pairs if half > 1 else said_BLK
+    error: Floats = parts.std(axis=2, ddof=1) / np.sqrt(parts.shape[2])
+    return error
+
+
+class ExhaustiveSearch:
+    """The yardstick: many levels, fresh noises at each; slow and plain.
+
+    Levels stand evenly in ln sigma. Their answers are averaged over bins that are narrow beside
+    the smoothing of the reading (`ExhaustiveConfig.num_bins`), so that the rest of the road is
+    that of any other curve. Images of one run share the noises; `run` names them, so that a second
+    run is an independent repeat.
+    """
+
+    def __init__(
+        self, classifier: Oracle, config: ExhaustiveConfig, seed: int, *, run: int = 0
+    ) -> None:
+        self._classifier, self._config = classifier, config
+        self._address = (seed, "oracle-noise", run)
+        low, high = np.log(classifier.sigmas[[0, -1]])
+        edges = np.linspace(low, high, config.num_levels + 1)
+        self._levels = np.exp((edges[:-1] + edges[1:]) / 2)
+
+    def curves(self, x0_BCHW: Images, sample_ids: Sequence[str]) -> Curves:
+        """Return curves at the bins' middles."""
+        config, count = self._config, len(x0_BCHW)
+        seed, purpose, run = self._address
+        bins = np.array_split(np.arange(config.num_levels), config.num_bins)
+        logits = np.empty((count, config.num_bins), np.float32)
+        errors = np.empty_like(logits)
+        for number, members in enumerate(bins):
+            shape = (len(members) * config.num_noises, *x0_BCHW.shape[1:])
+            noises = rng.normal(shape, seed, purpose, run, number)
+            levels = np.repeat(self._levels[members], config.num_noises)
+            said_BQ = self._classifier.ask(
+                x0_BCHW, sample_ids, np.broadcast_to(levels, (count, len(levels))), noises
+            )
+            logits[:, number] = said_BQ.mean(axis=1)
+            errors[:, number] = said_BQ.std(axis=1, ddof=1) / np.sqrt(said_BQ.shape[1])
+        middles = np.exp([np.log(self._levels[members]).mean() for members in bins])
+        evaluations = np.full(count, config.num_levels * config.num_noises, np.int32)
+        return Curves(middles, logits, errors, evaluations)
+
+
+def antithetic_noises(count: int, shape_CHW: Sequence[int], seed: int) -> Images:
+    """Return (count, C, H, W) noises, the second half being the first with the other sign."""
+    half = rng.normal((count // 2, *shape_CHW), seed, "classifier-noise")
+    return np.concatenate([half, -half])
+
+
+def read_between(
+    logits_NL: NDArray[np.floating], sigmas_L: Floats, wanted_M: NDArray[np.floating]
+) -> Floats:
+    """Return never-falling curves between their levels, (N, M).
+
+    The logit of a damaged image decays to 0 like a power of the level: a straight line for
+    ln(-logit) over ln sigma, and far from one for the logit. So it is read in asinh(logit / 0.1),
+    which is the former where the logit is large and the latter near 0.
+    """
+    fitted = np.arcsinh(monotone_fit(logits_NL) / _BEND)
+    at, log_sigmas = np.log(wanted_M), np.log(sigmas_L)
+    between = np.stack([np.interp(at, log_sigmas, row) for row in fitted])
+    read: Floats = _BEND * np.sinh(between)
+    return read

@@ -1,0 +1,246 @@
+"""An amortised annotator: one evaluation of the clean image gives its whole curve.
+
+What the classifier says of an image at a level, averaged over noise, is a function of the image.
+So a network learns it by least squares on single noisings: their mean is the minimiser, and no
+exhaustive search is needed for training. One is needed for the check: on images that the head did
+not learn from, its levels are compared with those of the oracle, and a head that is too far off is
+refused.
+
+Legend: N images, B batch, L levels, F features, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ambient_omni import rng
+from ambient_omni.classifier.annotators import (
+    Curves,
+    ExhaustiveSearch,
+    Images,
+    Oracle,
+    Reading,
+)
+from ambient_omni.classifier.config import HeadConfig
+from ambient_omni.classifier.network import COSINE_WINDOWS, CosinePower, PatchFeatures, ReadByLevel
+from ambient_omni.classifier.training import augment
+from ambient_omni.progress import progress
+from schemas.errors import ClassifierRefused
+
+Floats = NDArray[np.float64]
+
+# Errors weigh as shares of the logit down to here: on the flat end a small error is many octaves.
+_WEIGHT_FLOOR = 0.3
+_IMAGES_AT_ONCE = 256
+
+
+class HeadNetwork(nn.Module):
+    """Curve of a clean image: its cosine powers and patch features, read at every level.
+
+    Noise of level sigma adds sigma^2 to the mean power of each cosine coefficient. So the power
+    that the classifier will see at a level is known from the clean image, and the head starts from
+    that; what the classifier's CNN makes of noise has to be learned.
+    """
+
+    def __init__(self, config: HeadConfig, channels: int = 3) -> None:
+        super().__init__()
+        self.power = CosinePower(channels)
+        self.patches = PatchFeatures(config.patch, config.widths, dropout=0.0, channels=channels)
+        num_power = sum(channels * side**2 for side, _ in COSINE_WINDOWS)
+        num_clean = num_power + self.patches.num_features
+        self.power_scale = nn.BatchNorm1d(num_power, affine=False, momentum=0.05)
+        self.clean_scale = nn.BatchNorm1d(num_clean, affine=False, momentum=0.05)
+        self.read = ReadByLevel(num_power + num_clean, config.hidden, dropout=0.0)
+
+    def forward(self, x0_BCHW: Tensor, sigma_BL: Tensor) -> Tensor:
+        """Return (B, L) mean logits of clean images at levels, each image at its own."""
+        power_BF, magnitude_BF = self.power(x0_BCHW)
+        peak_BF = (magnitude_BF.square() / (power_BF + 1e-6) + 1e-3).log()
+        # The level that the patch features are told of is a formality: the image is clean.
+        clean_BF = torch.cat([peak_BF, self.patches(x0_BCHW, sigma_BL.new_full((1,), 0.01))], 1)
+        clean_BF = self.clean_scale(clean_BF)
+        noised_BLF = (1 + power_BF[:, None] / sigma_BL[..., None] ** 2).log().flatten(0, 1)
+        noised_BLF = self.power_scale(noised_BLF)
+        num_levels = sigma_BL.shape[1]
+        features = torch.cat([noised_BLF, clean_BF.repeat_interleave(num_levels, 0)], 1)
+        logits: Tensor = self.read(features, sigma_BL.flatten()).view(-1, num_levels)
+        return logits
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far a head is from the oracle on images that it did not learn from.
+
+    Attributes:
+        num_images: that were compared.
+        median_octaves: of |log2 sigma_min - log2 oracle's|; levels below the lowest count as it,
+            null as the highest.
+        p95_octaves: 95th percentile.
+        logit_error: (L,) root mean square error of the curve, at the classifier's levels.
+    """
+
+    num_images: int
+    median_octaves: float
+    p95_octaves: float
+    logit_error: Floats
+
+
+@dataclass(frozen=True)
+class Head:
+    """A distilled network and its check."""
+
+    network: HeadNetwork
+    check: Check
+
+
+class HeadAnnotator:
+    """Asks heads instead of the classifier; every image the head of the fold that may grade it."""
+
+    def __init__(self, classifier: Oracle, heads: Sequence[Head]) -> None:
+        self._classifier, self._heads = classifier, tuple(heads)
+
+    def curves(self, x0_BCHW: Images, sample_ids: Sequence[str]) -> Curves:
+        """Return curves at the classifier's levels; the standard error is the check's."""
+        sigmas, folds = self._classifier.sigmas, self._classifier.folds_of(sample_ids)
+        logits = np.empty((len(x0_BCHW), len(sigmas)), np.float32)
+        errors = np.empty_like(logits)
+        for number, head in enumerate(self._heads):
+            mine = np.flatnonzero(folds == number)
+            errors[mine] = head.check.logit_error
+            for start in range(0, len(mine), _IMAGES_AT_ONCE):
+                part = mine[start : start + _IMAGES_AT_ONCE]
+                logits[part] = evaluate_head(head.network, x0_BCHW[part], sigmas)
+        return Curves(sigmas, logits, errors, np.ones(len(x0_BCHW), np.int32))
+
+
+@torch.no_grad()
+def evaluate_head(network: HeadNetwork, x0_BCHW: Images, sigmas_L: Floats) -> NDArray[np.float32]:
+    """Return (B, L) float32 logits."""
+    device = next(network.parameters()).device
+    sigma_BL = torch.from_numpy(sigmas_L).float().to(device).expand(len(x0_BCHW), -1)
+    said: NDArray[np.float32] = (
+        network(torch.from_numpy(x0_BCHW).to(device), sigma_BL).cpu().numpy()
+    )
+    return said
+
+
+def train_head(
+    classifier: Oracle,
+    x0_NCHW: Images,
+    sample_ids: Sequence[str],
+    is_check: NDArray[np.bool_],
+    config: HeadConfig,
+    reading: Reading,
+    *,
+    seed: int,
+    fold: int,
+) -> Head:
+    """Distil the head of one fold and check it.
+
+    Args:
+        classifier: the teacher.
+        x0_NCHW: images that the fold may grade; it never trained on any of them.
+        sample_ids: their names.
+        is_check: (N,) those that only check; whole groups, no image's twin on the other side.
+        config: the head.
+        reading: how curves become levels in the check.
+        seed: names the random draws.
+        fold: which one.
+
+    Raises:
+        ClassifierRefused: the head's levels are too far from the oracle's.
+    """
+    learn = np.flatnonzero(~is_check)
+    network = _distil(classifier, x0_NCHW, sample_ids, learn, config, seed, fold)
+    held = np.flatnonzero(is_check)[: config.max_check_images]
+    names = [sample_ids[i] for i in held]
+    check = check_head(network, classifier, x0_NCHW[held], names, config, reading, seed)
+    if check.median_octaves > config.max_median_octaves:
+        raise ClassifierRefused(
+            f"the head of fold {fold} is {check.median_octaves:.2f} octaves off the exhaustive "
+            f"search in the median of {check.num_images} images (allowed: "
+            f"{config.max_median_octaves}): distil longer (num_steps), or annotate with a grid"
+        )
+    return Head(network, check)
+
+
+def check_head(
+    network: HeadNetwork,
+    classifier: Oracle,
+    x0_BCHW: Images,
+    sample_ids: Sequence[str],
+    config: HeadConfig,
+    reading: Reading,
+    seed: int,
+) -> Check:
+    """Compare a head with the exhaustive search on some images."""
+    oracle = ExhaustiveSearch(classifier, config.check, seed)
+    truth = oracle.curves(x0_BCHW, sample_ids)
+    said = evaluate_head(network, x0_BCHW, classifier.sigmas)
+    residual = said - truth.at(classifier.sigmas).logits
+    answer = Curves(classifier.sigmas, said, np.zeros_like(said), truth.evaluations)
+    levels = [reading.crossings(curves).sigma_min for curves in (answer, truth)]
+    error = np.abs(octaves_apart(levels[0], levels[1], classifier.sigmas))
+    return Check(
+        len(x0_BCHW),
+        float(np.median(error)),
+        float(np.quantile(error, 0.95)),
+        np.sqrt(np.mean(residual.astype(np.float64) ** 2, axis=0)),
+    )
+
+
+def octaves_apart(one: Floats, other: Floats, sigmas_L: Floats) -> Floats:
+    """Return log2(one / other) of levels; below the lowest level counts as it, null as the top."""
+    inside = [
+        np.clip(np.where(np.isnan(level), np.inf, level), sigmas_L[0], sigmas_L[-1])
+        for level in (one, other)
+    ]
+    apart: Floats = np.log2(inside[0] / inside[1])
+    return apart
+
+
+def _distil(
+    classifier: Oracle,
+    x0_NCHW: Images,
+    sample_ids: Sequence[str],
+    learn: NDArray[np.integer],
+    config: HeadConfig,
+    seed: int,
+    fold: int,
+) -> HeadNetwork:
+    with rng.torch_seeded(seed, "head", fold):
+        network = HeadNetwork(config, x0_NCHW.shape[1]).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.num_steps, pct_start=0.05
+    )
+    low, high = np.log(classifier.sigmas[[0, -1]])
+    steps = progress(range(config.num_steps), label=f"head {fold + 1}", unit="step")
+    for step in steps:
+        draw = rng.generator(seed, "head-batch", fold, step)
+        chosen = learn[draw.integers(len(learn), size=config.batch_size)]
+        x0 = augment(x0_NCHW[chosen], "geometry", draw)
+        places = draw.random((config.batch_size, config.levels_per_image))
+        sigmas_BQ = np.exp(low + places * (high - low))
+        noises = draw.standard_normal((config.levels_per_image, *x0.shape[1:]), dtype=np.float32)
+        target = classifier.ask(x0, [sample_ids[i] for i in chosen], sigmas_BQ, noises)
+        said = network(torch.from_numpy(x0), torch.from_numpy(sigmas_BQ).float())
+        # Weights come of the answer, not of the target: then the mean stays the minimiser.
+        weight = (said.detach().abs() + _WEIGHT_FLOOR) ** -2
+        loss = (weight * (said - torch.from_numpy(target).float()) ** 2).mean()
+        if not math.isfinite(loss.item()):
+            raise ClassifierRefused(
+                f"the head's loss is not finite at step {step}: lower its learning_rate"
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return network.eval()

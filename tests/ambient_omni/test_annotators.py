@@ -1,0 +1,177 @@
+"""Annotators against a classifier whose answer is known in closed form."""
+
+import numpy as np
+import pytest
+
+from ambient_omni import rng
+from ambient_omni.classifier.annotators import (
+    Curves,
+    ExhaustiveSearch,
+    Grid,
+    Reading,
+    annotate,
+    antithetic_noises,
+    make_annotator,
+    read_between,
+)
+from ambient_omni.classifier.config import (
+    ExhaustiveConfig,
+    GridConfig,
+    HeadConfig,
+    SequentialConfig,
+)
+from schemas.errors import BadInput
+
+T = np.log(0.55 / 0.45)
+READING = Reading(smoothing_octaves=0.1)
+
+
+class PowerLaw:
+    """logit = -t (m / sigma)^2 + a x (mean of the noise), m written into the first pixel.
+
+    The odd part of the noise cancels between mirror images, and on average.
+    """
+
+    sigmas = np.geomspace(0.04, 10, 18)
+
+    def __init__(self, noise: float = 0.0) -> None:
+        self.noise, self.asked = noise, 0
+
+    def folds_of(self, sample_ids):
+        return np.zeros(len(sample_ids), np.int32)
+
+    def ask(self, x0_BCHW, sample_ids, sigmas_BQ, noises_QCHW):
+        assert len(x0_BCHW) == len(sample_ids) == len(sigmas_BQ)
+        self.asked += np.size(sigmas_BQ)
+        m = x0_BCHW[:, 0, 0, 0].astype(np.float64)[:, None]
+        even = (noises_QCHW[:, 0, 1, 1] ** 2 - 1) * self.noise
+        return -T * (m / sigmas_BQ) ** 2 * np.exp(even - self.noise**2) + noises_QCHW[:, 0, 0, 0]
+
+
+def images(levels) -> tuple[np.ndarray, list[str]]:
+    x0 = np.zeros((len(levels), 3, 4, 4), np.float32)
+    x0[:, 0, 0, 0] = levels
+    return x0, [str(i) for i in range(len(levels))]
+
+
+LEVELS = np.array([0.1, 0.3, 0.9, 2.7])
+
+
+def octaves(found, true=LEVELS):
+    return np.abs(np.log2(found / true))
+
+
+def test_the_exhaustive_search_finds_the_level_of_a_known_law():
+    search = ExhaustiveSearch(PowerLaw(0.1), ExhaustiveConfig(), seed=0)
+    answer = annotate(search, *images(LEVELS), READING)
+    assert octaves(answer.crossings.sigma_min).max() < 0.1
+    np.testing.assert_array_equal(answer.evaluations, 8192)
+
+
+def test_a_second_run_of_the_search_is_another_draw_of_the_noise():
+    config = ExhaustiveConfig(num_levels=64, num_noises=2, num_bins=16)
+    one, two, again = (
+        ExhaustiveSearch(PowerLaw(0.1), config, 0, run=run).curves(*images(LEVELS)).logits
+        for run in (0, 1, 0)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - two).max() > 0
+
+
+def test_the_search_spends_what_it_says():
+    law = PowerLaw()
+    config = ExhaustiveConfig(num_levels=50, num_noises=3, num_bins=16)
+    found = ExhaustiveSearch(law, config, 0).curves(*images(LEVELS))
+    assert law.asked == found.evaluations.sum() == 4 * 150
+    assert len(found.sigmas) == 16
+
+
+def test_mirrored_noises_cancel_what_is_odd_in_them():
+    noises = antithetic_noises(6, (3, 4, 4), seed=1)
+    np.testing.assert_array_equal(noises[:3], -noises[3:])
+    found = Grid(PowerLaw(), GridConfig(num_levels=8, num_noises=2), 0).curves(*images(LEVELS))
+    expected = -T * (LEVELS[:, None] / found.sigmas) ** 2
+    np.testing.assert_allclose(found.logits, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_grid_of_eight_evaluations_reads_a_power_law_between_its_levels():
+    grid = Grid(PowerLaw(), GridConfig(num_levels=4, num_noises=2), 0)
+    found = grid.curves(*images(LEVELS))
+    np.testing.assert_array_equal(found.evaluations, 8)
+    dense = found.at(np.geomspace(0.04, 10, 64))
+    law = -T * (LEVELS[:, None] / dense.sigmas) ** 2
+    # A straight line from level to level would be off a hundredfold.
+    inside = (law < -0.2) & (law > -200)
+    assert np.abs(np.log2(dense.logits / law))[inside].max() < 1.2
+
+
+def test_an_image_is_answered_alike_alone_and_in_a_batch():
+    grid = Grid(PowerLaw(0.3), GridConfig(num_levels=4, num_noises=2), 0)
+    x0, names = images(LEVELS)
+    together, alone = grid.curves(x0, names), grid.curves(x0[2:3], names[2:3])
+    np.testing.assert_array_equal(together.logits[2:3], alone.logits)
+
+
+def test_bisection_stops_early_and_finds_the_level():
+    law = PowerLaw(0.02)
+    draw = rng.generator(0, "test-levels")
+    levels = np.exp(draw.uniform(np.log(0.06), np.log(5), 200)).astype(np.float32)
+    annotator = make_annotator(SequentialConfig(num_pilot_images=64), law, seed=0)
+    answer = annotate(annotator, *images(levels), READING)
+    assert answer.evaluations.max() <= 8
+    assert answer.evaluations.min() >= 2
+    assert np.median(octaves(answer.crossings.sigma_min, levels)) < 0.25
+
+
+def test_bisection_says_everywhere_and_never_where_that_is_so():
+    # Pilots of every kind come first.
+    levels = np.concatenate([np.geomspace(0.05, 5, 40), np.full(12, 1e-3), np.full(12, 500.0)])
+    annotator = make_annotator(SequentialConfig(num_pilot_images=64), PowerLaw(0.02), seed=0)
+    found = annotate(annotator, *images(levels), READING).crossings
+    assert (found.sigma_min[40:52] == 0).all()
+    assert found.is_null[52:].all()
+
+
+def test_more_noise_makes_bisection_less_sure():
+    levels = np.geomspace(0.06, 5, 100)
+    errors = []
+    for noise in (0.02, 0.5):
+        annotator = make_annotator(SequentialConfig(), PowerLaw(noise), seed=0)
+        errors.append(annotate(annotator, *images(levels), READING).crossings)
+    small, large = (np.nanmedian(c.standard_error_octaves) for c in errors)
+    assert large > small
+
+
+def test_the_interval_of_an_answer_holds_its_level():
+    answer = annotate(Grid(PowerLaw(0.2), GridConfig(num_noises=4), 0), *images(LEVELS), READING)
+    assert (answer.low <= answer.crossings.sigma_min).all()
+    assert (answer.crossings.sigma_min <= answer.high).all()
+
+
+def test_reading_between_levels_never_falls_and_keeps_the_levels():
+    sigmas = np.geomspace(0.1, 10, 5)
+    curve = np.array([[-80.0, -20.0, -25.0, -0.1, 0.3]])
+    dense = np.geomspace(0.1, 10, 50)
+    read = read_between(curve, sigmas, dense)
+    assert (np.diff(read[0]) >= 0).all()
+    np.testing.assert_allclose(read_between(curve, sigmas, sigmas)[0, [0, 3, 4]], [-80, -0.1, 0.3])
+
+
+def test_curves_at_their_own_levels_are_themselves():
+    found = Curves(
+        np.array([0.1, 1.0]),
+        np.zeros((2, 2), np.float32),
+        np.zeros((2, 2), np.float32),
+        np.ones(2, np.int32),
+    )
+    assert found.at(found.sigmas) is found
+
+
+def test_a_head_is_not_made_from_settings_alone():
+    with pytest.raises(BadInput, match="distilled first"):
+        make_annotator(HeadConfig(), PowerLaw(), seed=0)
+
+
+def test_a_bin_of_one_noising_has_no_error_and_is_refused():
+    with pytest.raises(ValueError, match="fewer bins"):
+        ExhaustiveConfig(num_levels=128, num_noises=1, num_bins=128)
