@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ambient_omni.data.annotations import Annotations
+from ambient_omni.data.training_data import TrainingData
+from ambient_omni.training.seen import SeenSamples
 
 # Edges of the buckets of sigma_min: 0, then octaves, then null.
 _MIN_EDGES = np.array([0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, np.inf])
@@ -16,65 +19,174 @@ _MIN_EDGES = np.array([0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, np.inf])
 _LEVEL_EDGES = np.r_[0.0, 2.0 ** np.arange(-7, 6), np.inf]
 
 
-class Audit:
-    """Counts draws by sigma_min bucket and level, and those below the floor (must stay 0).
+@dataclass(frozen=True)
+class Audited:
+    """What the audit holds a run to, of N samples: the table's own levels, not the drawing index.
 
-    It reads the annotations as they are in the table, not the index that the draws came from.
+    sigma_min (N,), NaN = at no high level; window (N,), 0 = none; floor (N,): no sample may be used
+    below it and outside its window. It is κ·sigma_min, or under soft floors the level below which
+    acceptance is negligible. `groups`: kind (source, label) to names and (N,) int64 numbers.
     """
 
-    def __init__(self, annotations: Annotations, kappa: float) -> None:
-        self._floor = np.where(
-            np.isnan(annotations.sigma_min), np.inf, kappa * annotations.sigma_min
+    sample_rows: NDArray[np.int64]
+    sigma_min: NDArray[np.float64]
+    window: NDArray[np.float64]
+    floor: NDArray[np.float64]
+    groups: Mapping[str, tuple[tuple[str, ...], NDArray[np.int64]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: TrainingData, kappa: float) -> Audited:
+        """Return what a run on `data` is held to, at the margin κ of its objective."""
+        levels = data.annotations
+        minimum = levels.sigma_min
+        groups = {}
+        if data.labels is not None:
+            groups["label"] = (data.label_names, data.labels)
+        return cls(
+            sample_rows=data.sample_rows,
+            sigma_min=minimum,
+            window=levels.sigma_max,
+            floor=np.where(np.isnan(minimum), np.inf, kappa * minimum),
+            groups=groups,
         )
-        self._window = annotations.sigma_max
-        self._bucket = _bucket_of(annotations.sigma_min)
+
+
+class Audit:
+    """Counts draws by sigma_min bucket and level, by source and label, and those below the floor.
+
+    Each process counts what it trains on; `merged` adds the processes up.
+    """
+
+    def __init__(self, audited: Audited) -> None:
+        self._audited = audited
+        self._bucket = _bucket_of(audited.sigma_min)
         self._counts = np.zeros((len(bucket_names()), len(_LEVEL_EDGES) - 1), np.int64)
         self._below_floor = 0
         self._through_window = 0
         self._lowest_ratio = np.inf
+        self._drawn = {kind: dict.fromkeys(names, 0) for kind, (names, _) in audited.groups.items()}
+        self.seen = SeenSamples()
 
     def add(self, index: NDArray[np.int64], sigma: NDArray[np.float64]) -> None:
-        """Count the draws of one step: sample indices (B,) and levels (B,)."""
-        floor = self._floor[index]
-        above, inside = sigma >= floor, sigma <= self._window[index]
+        """Count the draws of one step: places in the training data (B,) and levels (B,)."""
+        audited = self._audited
+        above = sigma >= audited.floor[index]
+        inside = sigma <= audited.window[index]
         self._below_floor += int((~above & ~inside).sum())
         self._through_window += int((~above & inside).sum())
-        gated = above & (floor > 0)
+        minimum = audited.sigma_min[index]
+        gated = above & (minimum > 0)
         if gated.any():
-            ratio = float((sigma[gated] / floor[gated]).min())
+            ratio = float((sigma[gated] / minimum[gated]).min())
             self._lowest_ratio = min(self._lowest_ratio, ratio)
         level = np.searchsorted(_LEVEL_EDGES, sigma, side="right") - 1
         np.add.at(self._counts, (self._bucket[index], level), 1)
+        for kind, (names, numbers) in audited.groups.items():
+            for number, count in zip(*np.unique(numbers[index], return_counts=True), strict=True):
+                self._drawn[kind][names[number]] += int(count)
+        self.seen.add(audited.sample_rows[index])
 
     def state(self) -> dict[str, Any]:
-        """Return the counts as JSON values."""
+        """Return the counts as JSON values; what was seen is beside them, in `seen`."""
         lowest = self._lowest_ratio
         return {
             "draws": int(self._counts.sum()),
             "draws_below_floor": self._below_floor,
             "draws_through_window": self._through_window,
-            "lowest_sigma_over_floor": lowest if np.isfinite(lowest) else None,
-            "samples_per_sigma_min": np.bincount(
-                self._bucket, minlength=len(bucket_names())
-            ).tolist(),
-            "sigma_min_buckets": bucket_names(),
-            "sigma_edges": [float(edge) for edge in _LEVEL_EDGES[1:-1]],
+            "lowest_sigma_over_sigma_min": lowest if np.isfinite(lowest) else None,
             "draws_per_sigma_min_and_sigma": self._counts.tolist(),
+            "draws_per": self._drawn,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned, also when samples or sources were excluded since."""
         self._counts[:] = state["draws_per_sigma_min_and_sigma"]
         self._below_floor = state["draws_below_floor"]
         self._through_window = state["draws_through_window"]
-        lowest = state["lowest_sigma_over_floor"]
+        lowest = state["lowest_sigma_over_sigma_min"]
         self._lowest_ratio = np.inf if lowest is None else lowest
+        for kind, drawn in self._drawn.items():
+            drawn.update(state["draws_per"].get(kind, {}))
+
+    def report(
+        self, state: Mapping[str, Any] | None = None, seen: SeenSamples | None = None
+    ) -> dict[str, Any]:
+        """Return the audit of a run from what all processes counted and saw; or this one alone."""
+        state = self.state() if state is None else state
+        seen = self.seen if seen is None else seen
+        audited = self._audited
+        was_seen = seen.has(audited.sample_rows)
+        here, buckets = int(was_seen.sum()), len(bucket_names())
+        rest = {name: value for name, value in state.items() if name != "draws_per"}
+        groups = {
+            f"per_{kind}": _per_group(names, numbers, was_seen, state["draws_per"].get(kind, {}))
+            for kind, (names, numbers) in audited.groups.items()
+        }
+        return {
+            **rest,
+            "samples_seen": len(seen),
+            "samples_seen_and_excluded_since": len(seen) - here,
+            "sigma_min_buckets": bucket_names(),
+            "samples_per_sigma_min": np.bincount(self._bucket, minlength=buckets).tolist(),
+            "sigma_edges": [float(edge) for edge in _LEVEL_EDGES[1:-1]],
+            **groups,
+        }
+
+
+def merged(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the counts of several processes as one."""
+    first, *others = states
+    total = dict(first)
+    for other in others:
+        for name in ("draws", "draws_below_floor", "draws_through_window"):
+            total[name] += other[name]
+        counts = np.add(
+            total["draws_per_sigma_min_and_sigma"], other["draws_per_sigma_min_and_sigma"]
+        )
+        total["draws_per_sigma_min_and_sigma"] = counts.tolist()
+        ratios = [total["lowest_sigma_over_sigma_min"], other["lowest_sigma_over_sigma_min"]]
+        total["lowest_sigma_over_sigma_min"] = min(
+            (ratio for ratio in ratios if ratio is not None), default=None
+        )
+        total["draws_per"] = {
+            # A process that resumed also counts for sources that were excluded since.
+            kind: {name: n + other["draws_per"][kind].get(name, 0) for name, n in drawn.items()}
+            for kind, drawn in total["draws_per"].items()
+        }
+    return total
 
 
 def bucket_names() -> list[str]:
     """Return the names of the sigma_min buckets: "0", half-open octaves, "null"."""
     names = [f"{low:g}..{high:g}" for low, high in itertools.pairwise(_MIN_EDGES)]
     return ["0", *names, "null"]
+
+
+def _per_group(
+    names: tuple[str, ...],
+    numbers: NDArray[np.int64],
+    was_seen: NDArray[np.bool_],
+    drawn: Mapping[str, int],
+) -> dict[str, dict[str, float]]:
+    samples = np.bincount(numbers, minlength=len(names))
+    seen = np.bincount(numbers[was_seen], minlength=len(names))
+    num_samples, num_draws = max(1, len(numbers)), max(1, sum(drawn.values()))
+    out: dict[str, dict[str, float]] = {}
+    for place, name in enumerate(names):
+        draws = drawn.get(name, 0)
+        expected = samples[place] / num_samples
+        out[name] = {
+            "samples": int(samples[place]),
+            "samples_seen": int(seen[place]),
+            "draws": draws,
+            # 1 = drawn as often as its share of the samples; the skew that annotations bring.
+            "draws_over_share": float(draws / num_draws / expected) if expected else 0.0,
+        }
+    # Sources and labels of which every sample was excluded since.
+    gone: dict[str, dict[str, float]] = {
+        name: {"samples": 0, "samples_seen": 0, "draws": count} for name, count in drawn.items()
+    }
+    return {**{name: value for name, value in gone.items() if name not in out}, **out}
 
 
 def _bucket_of(sigma_min: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from schemas.errors import CheckpointRefused
 _FORMAT = 1
 _STATE = "state.json"
 _PREFIX = "step-"
+_PARTIAL = ".partial"
 _READ_BYTES = 1 << 22
 
 Tensors = dict[str, Tensor]
@@ -39,6 +39,7 @@ class Checkpoint:
     step: int
     parents: dict[str, Any]
     state: dict[str, Any]
+    groups: tuple[str, ...]
 
     def tensors(self, group: str) -> Tensors:
         """Read one group of tensors.
@@ -46,6 +47,11 @@ class Checkpoint:
         Raises:
             CheckpointRefused: it holds no such group, or the file is damaged.
         """
+        if group not in self.groups:
+            raise CheckpointRefused(
+                f"{self.path} was saved without {group!r} (it has {', '.join(self.groups)}): "
+                "use a checkpoint of a run that keeps it"
+            )
         file = self.path / f"{group}.safetensors"
         try:
             tensors: Tensors = load_file(file)
@@ -66,7 +72,7 @@ def save(
     Saving a step that is there already replaces it.
     """
     final = folder / f"{_PREFIX}{step:08d}"
-    aside = folder / f".{final.name}.partial"
+    aside = folder / f".{final.name}{_PARTIAL}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     files = {}
@@ -85,9 +91,13 @@ def save(
     (aside / _STATE).write_text(json.dumps(content, indent=1))
     _flush(aside / _STATE)
     _flush(aside)
-    shutil.rmtree(final, ignore_errors=True)
+    replaced = folder / f".{final.name}.replaced{_PARTIAL}"
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
     aside.rename(final)
     _flush(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
     return final
 
 
@@ -109,7 +119,8 @@ def load(path: Path, expect: Mapping[str, Any] | None = None) -> Checkpoint:
     try:
         content = json.loads((path / _STATE).read_text())
         files, parents = content["files"], content["parents"]
-        checkpoint = Checkpoint(path, content["step"], parents, content["state"])
+        groups = tuple(name.removesuffix(".safetensors") for name in files)
+        checkpoint = Checkpoint(path, content["step"], parents, content["state"], groups)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointRefused(f"{path / _STATE} is damaged: {error!r}") from error
     if content.get("format") != _FORMAT:
@@ -131,9 +142,26 @@ def steps(folder: Path) -> list[Path]:
 
 def prune(folder: Path, keep: Sequence[str]) -> None:
     """Remove all checkpoints whose names are not in `keep`, and what a killed save left."""
-    for path in [*steps(folder), *folder.glob(f".{_PREFIX}*.partial")]:
+    for path in [*steps(folder), *folder.glob(f".{_PREFIX}*{_PARTIAL}")]:
         if path.name not in keep:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def require_fit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: Path) -> None:
+    """Check that tensors have the names and shapes of a network's.
+
+    Raises:
+        CheckpointRefused: they differ: the checkpoint is of another network.
+    """
+    have = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    want = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    odd = sorted(name for name in have.keys() | want.keys() if have.get(name) != want.get(name))
+    if odd:
+        name = odd[0]
+        raise CheckpointRefused(
+            f"{source} does not fit the network: {len(odd)} tensors differ, the first is {name} "
+            f"({have.get(name, 'absent')} in the checkpoint, {want.get(name, 'absent')} here)"
+        )
 
 
 def load_into(module: nn.Module, tensors: Tensors, source: Path) -> None:
@@ -142,31 +170,8 @@ def load_into(module: nn.Module, tensors: Tensors, source: Path) -> None:
     Raises:
         CheckpointRefused: names or shapes differ: the checkpoint is of another network.
     """
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        first = " ".join(str(error).split())[:200]
-        raise CheckpointRefused(f"{source} does not fit the network: {first}") from error
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
-    """Return an optimizer's state as flat tensors named ``<parameter number>.<field>``."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{number}.{field}": torch.as_tensor(value)
-        for number, fields in state.items()
-        for field, value in fields.items()
-    }
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Restore what `optimizer_tensors` returned, into an optimizer over the same parameters."""
-    state: dict[int, Tensors] = {}
-    for name, tensor in tensors.items():
-        number, field = name.split(".", 1)
-        state.setdefault(int(number), {})[field] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    require_fit(tensors, module.state_dict(), source)
+    module.load_state_dict(tensors)
 
 
 def _verify(path: Path, facts: Mapping[str, Any]) -> None:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from ambient_omni.config import Frozen
+from ambient_omni.data.config import LatentConfig, LoaderConfig, SamplingConfig
 from ambient_omni.data.transforms import Transform
 from ambient_omni.generation.config import SampleConfig
-from ambient_omni.models.config import NetworkConfig
+from ambient_omni.models.config import (
+    ConditionConfig,
+    LossWeightConfig,
+    NetworkConfig,
+    ParameterisationConfig,
+    PatchedUNetConfig,
+)
+from ambient_omni.models.pretrained_config import PretrainedConfig
 from ambient_omni.noise import usable
-from ambient_omni.noise.levels import LogNormalPrior
+from ambient_omni.noise.priors import LogNormalPrior, Prior
 from ambient_omni.noise.usable import Objective
+from ambient_omni.training import posthoc
 
 
 class OptimizerConfig(Frozen):
@@ -42,6 +52,32 @@ class EmaConfig(Frozen):
     )
 
 
+class PowerEmaConfig(Frozen):
+    """Power-function averages and their snapshots (EDM2, section 3). No width: none are kept.
+
+    From the snapshots of two widths any other width can be had afterwards, at any time up to the
+    last snapshot: `python -m ambient_omni average`.
+    """
+
+    sigma_rels: tuple[float, ...] = Field(
+        default=(), description="Relative widths that are tracked; EDM2 tracks 0.05 and 0.1."
+    )
+    snapshot_every_images: int = Field(
+        default=10_000, ge=1, description="Images between snapshots; all are kept."
+    )
+    snapshot_precision: Literal["float16", "float32"] = Field(
+        default="float16", description="How snapshots are stored; EDM2 stores float16."
+    )
+
+    @model_validator(mode="after")
+    def _widths_are_possible(self) -> PowerEmaConfig:
+        for sigma_rel in self.sigma_rels:
+            posthoc.gamma_of_sigma_rel(sigma_rel)
+        if len(set(self.sigma_rels)) < len(self.sigma_rels):
+            raise ValueError("power_ema.sigma_rels must be distinct")
+        return self
+
+
 class HeldOutConfig(Frozen):
     """Denoising loss on images that are never trained on."""
 
@@ -63,29 +99,46 @@ class HeldOutConfig(Frozen):
 
 
 class TrainConfig(Frozen):
-    """One training run. Everything but `name` decides the run's id."""
+    """One training run. What is learned decides the run's id; how it is run does not."""
 
     name: str = Field(default="run", description="What people call it.")
     policy_id: str = Field(description="The annotation policy that the run obeys.")
     batches: tuple[str, ...] = Field(min_length=1, description="Ingest batches to train on.")
     transform: Transform = Transform()
-    network: NetworkConfig = NetworkConfig()
+    latents: LatentConfig | None = Field(
+        default=None, description="Train on latents of an autoencoder; none = on pixels."
+    )
+    init_from: PretrainedConfig | None = Field(
+        default=None,
+        description="Fine-tune a pipeline of diffusers; it brings network, parameterisation, "
+        "latents and condition. None = begin with a new network.",
+    )
+    network: NetworkConfig = PatchedUNetConfig()
+    condition: ConditionConfig = ConditionConfig()
+    parameterisation: ParameterisationConfig = ParameterisationConfig()
+    loss_weight: LossWeightConfig = LossWeightConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
+    power_ema: PowerEmaConfig = PowerEmaConfig()
     held_out: HeldOutConfig = HeldOutConfig()
     samples: SampleConfig = SampleConfig()
-    prior: LogNormalPrior = LogNormalPrior()
+    prior: Prior = LogNormalPrior()
     objective: Objective = Field(
         default="gated", description="gated, or ambient: hide x_0 behind σ_min."
     )
     max_amplification: float = Field(
         default=4.0, gt=1, description="Ambient only: bound a on σ²/(σ²-σ_min²)."
     )
-    conditional: bool = Field(
-        default=False, description="Condition on samples.label; all need one."
-    )
+    loader: LoaderConfig = LoaderConfig()
+    sampling: SamplingConfig = SamplingConfig()
     horizontal_flip: bool = Field(default=True, description="Mirror half of the images drawn.")
     batch_size: int = Field(default=32, ge=1, description="Images per step, over all processes.")
+    micro_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Images that a process takes at once, gradients accumulated over the rest of "
+        "its share; none = all of its share.",
+    )
     num_images: int = Field(default=60_000, ge=1, description="Budget: images drawn in all.")
     evaluate_every_images: int = Field(
         default=10_000, ge=1, description="Held-out loss and checkpoint."
@@ -96,12 +149,54 @@ class TrainConfig(Frozen):
         default=10, ge=0, description="Skipped steps before giving up."
     )
     precision: Literal["no", "bf16", "fp16"] = Field(default="no", description="Mixed precision.")
-    tensorboard: bool = Field(default=False, description="Also write tensorboard scalars.")
+    compile: bool = Field(default=False, description="Compile the network with torch.compile.")
+    compile_backend: str = Field(default="inductor", description="Of torch.compile.")
+    distribution: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="Of several processes: ddp, each holds the weights; fsdp, they share them.",
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="Only GPU kernels whose results repeat to the bit; on a CPU they always do.",
+    )
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        default=(), description="Who gets the metrics beside metrics.jsonl."
+    )
+    tracker_project: str = Field(default="ambient-omni", description="The trackers' project.")
     seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_names(cls, values: Any) -> Any:
+        """Read `tensorboard` and `conditional`, which `trackers` and `condition` took over."""
+        if not isinstance(values, Mapping):
+            return values
+        new = dict(values)
+        if new.pop("tensorboard", False):
+            new.setdefault("trackers", ("tensorboard",))
+        if new.pop("conditional", False):
+            # Those runs dropped no condition.
+            new.setdefault("condition", {"kind": "label", "dropout": 0.0})
+        return new
 
     @model_validator(mode="after")
     def _network_fits_images(self) -> TrainConfig:
-        self.network.require_fit(self.transform.resolution)
+        # With latents the autoencoder decides, and the network says so when it is built.
+        if self.latents is None and self.init_from is None:
+            self.network.require_fit(self.transform.resolution)
+        return self
+
+    @model_validator(mode="after")
+    def _ways_to_run_fit(self) -> TrainConfig:
+        if self.distribution == "fsdp" and self.precision == "fp16":
+            raise ValueError("distribution fsdp does not train in fp16: use bf16")
+        if self.distribution == "fsdp" and self.compile:
+            raise ValueError("distribution fsdp and compile do not go together yet: choose one")
+        if self.batch_size % (self.micro_batch_size or 1):
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of micro_batch_size "
+                f"{self.micro_batch_size}"
+            )
         return self
 
     @property
@@ -110,9 +205,39 @@ class TrainConfig(Frozen):
         return usable.kappa(self.objective, self.max_amplification)
 
     @property
+    def conditional(self) -> bool:
+        """Whether the denoiser is told class labels."""
+        return self.condition.kind == "label"
+
+    @property
     def num_steps(self) -> int:
         """Steps that the budget makes, at least one."""
         return -(-self.num_images // self.batch_size)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide what is learned, as plain values.
+
+        The others may change between a stop and the resume: names, logs, how batches reach the
+        step, and how many images a process takes at once.
+        """
+        return self.model_dump(mode="json", exclude=_HOW_IT_RUNS)
+
+
+# A field that stands here must not change what is learned by more than rounding.
+_HOW_IT_RUNS: dict[str, Any] = {
+    "name": True,
+    "loader": {"num_workers": True, "prefetch": True, "max_missing_samples": True},
+    "micro_batch_size": True,
+    "log_every_images": True,
+    "keep_checkpoints": True,
+    "max_nonfinite_steps": True,
+    "compile": True,
+    "compile_backend": True,
+    "distribution": True,
+    "deterministic": True,
+    "trackers": True,
+    "tracker_project": True,
+}
 
 
 class EvaluateJob(Frozen):

@@ -1,18 +1,28 @@
-"""Learning rate and moving average as functions of the images seen: nothing else to resume."""
+"""The optimizer; learning rate and moving average as functions of the images seen."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable
-from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ambient_omni.training.config import EmaConfig, OptimizerConfig
 
-Module = TypeVar("Module", bound=nn.Module)
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], config: OptimizerConfig
+) -> torch.optim.Optimizer:
+    """Return AdamW over the parameters; its learning rate is set before every step."""
+    return torch.optim.AdamW(
+        parameters,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
 
 
 def learning_rate(config: OptimizerConfig, images_seen: int, num_images: int) -> float:
@@ -43,16 +53,3 @@ def ema_decay(config: EmaConfig, images_seen: int, batch_size: int) -> float:
     """
     half_life = min(config.half_life_images, images_seen * config.warmup_ratio)
     return float(0.5 ** (batch_size / half_life))
-
-
-class Ema(Generic[Module]):
-    """A copy of a module whose weights follow the original's as a moving average."""
-
-    def __init__(self, module: Module) -> None:
-        self.module: Module = copy.deepcopy(module).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def update(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
-        """Move towards `parameters`: average = decay · average + (1 - decay) · parameters."""
-        targets: list[Tensor] = [parameter.detach() for parameter in parameters]
-        torch._foreach_lerp_(list(self.module.parameters()), targets, 1 - decay)

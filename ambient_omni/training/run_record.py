@@ -13,6 +13,7 @@ import pyarrow as pa
 from ambient_omni.code_version import code_version
 from ambient_omni.data.training_data import READ_TABLES, held_out
 from ambient_omni.training.config import TrainConfig
+from ambient_omni.training.models import pretrained_sha256, settled, space_of
 from schemas.errors import AnnotationMissing, BadInput
 from schemas.ids import canonical_hash
 from schemas.registry import contract
@@ -30,6 +31,7 @@ class RunRecord:
     config: TrainConfig
     run_id: str
     versions: dict[str, int]
+    noise_space: str
 
     @classmethod
     def of(cls, root: Root, config: TrainConfig) -> RunRecord:
@@ -42,17 +44,21 @@ class RunRecord:
         Raises:
             AnnotationMissing: the policy was never applied to one of the batches.
         """
+        config = settled(config)
         versions = root.tables.versions(READ_TABLES)
+        space = space_of(config).noise_space
         inputs = {
-            "config": config.model_dump(mode="json", exclude={"name"}),
+            "config": config.identity(),
+            "noise_space": space,
+            "pretrained": pretrained_sha256(config),
             "slices": _slices(root, config),
             "held_out": held_out(root, versions).fingerprint,
         }
-        run = cls(root, config, canonical_hash(inputs), versions)
+        run = cls(root, config, canonical_hash(inputs), versions, space)
         if not (run.folder / _CONFIG_FILE).exists():
             return run
         begun = json.loads((run.folder / _CONFIG_FILE).read_text())
-        return cls(root, config, run.run_id, begun["table_versions"])
+        return cls(root, config, run.run_id, begun["table_versions"], space)
 
     @property
     def folder(self) -> Path:
@@ -65,6 +71,11 @@ class RunRecord:
         return self.folder / "checkpoints"
 
     @property
+    def snapshots(self) -> Path:
+        """Where its snapshots of power-function averages lie."""
+        return self.folder / "snapshots"
+
+    @property
     def parents(self) -> dict[str, Any]:
         """What a checkpoint of the run descends from."""
         return {
@@ -72,7 +83,7 @@ class RunRecord:
             "policy_id": self.config.policy_id,
             "ingest_batches": list(self.config.batches),
             "table_versions": self.versions,
-            "noise_space": self.config.transform.noise_space,
+            "noise_space": self.noise_space,
             "config": self.config.model_dump(mode="json"),
             "code_version": code_version(),
         }
@@ -112,7 +123,7 @@ class RunRecord:
             "policy_id": self.config.policy_id,
             "ingest_batches": list(self.config.batches),
             "table_versions": json.dumps(self.versions),
-            "noise_space": self.config.transform.noise_space,
+            "noise_space": self.noise_space,
             "config": json.dumps(self.config.model_dump(mode="json")),
             "code_version": code_version(),
             "status": status,

@@ -100,22 +100,13 @@ def test_weights_of_another_network_are_refused(tmp_path):
         checkpoints.load_into(nn.Linear(2, 2), {"weight": torch.zeros(3, 3)}, tmp_path)
 
 
-def test_an_optimizer_goes_on_as_if_it_had_not_been_saved(tmp_path):
-    def step(module, optimizer):
-        module(torch.ones(1, 3)).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+def test_a_group_that_was_not_saved_is_refused_by_name(tmp_path):
+    with pytest.raises(CheckpointRefused, match=r"saved without 'ema' \(it has model\)"):
+        checkpoints.load(write(tmp_path)).tensors("ema")
 
-    with rng.torch_seeded(0, "test"):
-        first, second = nn.Linear(3, 2), nn.Linear(3, 2)
-    make = {"lr": 0.1, "fused": True}
-    one = torch.optim.AdamW(first.parameters(), **make)
-    step(first, one)
-    groups = {"o": checkpoints.optimizer_tensors(one)}
-    loaded = checkpoints.load(checkpoints.save(tmp_path, 1, groups, {}, {}))
-    second.load_state_dict(first.state_dict())
-    other = torch.optim.AdamW(second.parameters(), **make)
-    checkpoints.load_optimizer(other, loaded.tensors("o"))
-    step(first, one)
-    step(second, other)
-    assert torch.equal(first.weight, second.weight)
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    write(tmp_path, space="a")
+    path = write(tmp_path, space="b")
+    assert checkpoints.load(path).parents == {"noise_space": "b"}
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

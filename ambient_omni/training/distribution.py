@@ -1,0 +1,172 @@
+"""Processes and devices: what accelerate prepares, sharding, and tensors that span processes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ambient_omni.training.config import TrainConfig
+from schemas.errors import BadInput
+
+Value = TypeVar("Value")
+
+
+def make_accelerator(config: TrainConfig, folder: Path | None = None) -> Accelerator:
+    """Return the accelerator of a run, its trackers checked but not started.
+
+    Args:
+        config: precision and trackers.
+        folder: where trackers write; None = no trackers.
+
+    Raises:
+        BadInput: fp16 without a GPU, or a tracker that is not installed.
+    """
+    on_cpu = not torch.accelerator.is_available()
+    if on_cpu and config.precision == "fp16":
+        raise BadInput("precision fp16 needs a GPU: use bf16, or no, on this machine")
+    trackers = list(config.trackers) if folder is not None else []
+    for name in trackers:
+        if importlib.util.find_spec(name) is None:
+            raise BadInput(
+                f"the tracker {name} is not installed: pip install 'ambient-omni[{name}]', or "
+                "take it out of `trackers`"
+            )
+    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
+    # A second run in one process may want another precision; accelerate keeps the first's.
+    AcceleratorState._reset_state(reset_partial_state=False)
+    return Accelerator(
+        # Said aloud: without it, processes on a machine without a GPU would not find each other.
+        cpu=on_cpu,
+        mixed_precision=config.precision,
+        log_with=trackers or None,
+        project_dir=folder,
+        kwargs_handlers=[
+            # Buffers are constants here; gradients need no second copy.
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        ],
+    )
+
+
+def start_trackers(accelerator: Accelerator, config: TrainConfig, run_id: str) -> None:
+    """Start the trackers that the accelerator was made with; a resumed run goes on in its own."""
+    if not config.trackers:
+        return
+    wandb = {"id": run_id, "name": config.name, "resume": "allow"}
+    accelerator.init_trackers(config.tracker_project, init_kwargs={"wandb": wandb})
+
+
+def share(batch_size: int, accelerator: Accelerator) -> range:
+    """Return the positions of a global batch that this process trains on.
+
+    Raises:
+        BadInput: the processes cannot share it evenly.
+    """
+    count = accelerator.num_processes
+    if batch_size % count:
+        raise BadInput(f"batch_size {batch_size} is no multiple of the {count} processes")
+    size = batch_size // count
+    return range(accelerator.process_index * size, (accelerator.process_index + 1) * size)
+
+
+def distribute(module: nn.Module, accelerator: Accelerator, *, sharded: bool) -> nn.Module:
+    """Put a module on its device under the run's precision, replicated or sharded.
+
+    Sharded means torch's `fully_shard` (FSDP2), which accelerate's plugin calls too, but on GPUs
+    alone; called here it is the same on a CPU. Autocast sets the precision in both cases, so that
+    σ stays float32 on its way to the preconditioning.
+    """
+    if not sharded or accelerator.num_processes == 1:
+        return cast(nn.Module, accelerator.prepare_model(module))
+    module.to(accelerator.device)
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for unit in [*_units(module), *module.children(), module]:
+        fully_shard(unit, mesh=mesh)
+    # As for evaluation: accelerate adds autocast, and no replica around it.
+    return cast(nn.Module, accelerator.prepare_model(module, evaluation_mode=True))
+
+
+def _units(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield what is gathered together: the elements of the outermost lists (blocks)."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from (block for block in child if any(True for _ in block.parameters()))
+        else:
+            yield from _units(child)
+
+
+@contextlib.contextmanager
+def synchronised(module: nn.Module, accelerator: Accelerator, *, last: bool) -> Iterator[None]:
+    """Run one of several backward passes; gradients are shared between processes in the last."""
+    inner = accelerator.unwrap_model(module, keep_fp32_wrapper=False)
+    if isinstance(inner, FSDPModule):
+        inner.set_requires_gradient_sync(last)
+        yield
+        return
+    with contextlib.nullcontext() if last else accelerator.no_sync(module):
+        yield
+
+
+class Votes:
+    """Asks after every step whether any process wants to stop, without making a step wait.
+
+    With several processes an answer is that of the step before.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._asked: tuple[Tensor, Any] | None = None
+
+    def any(self, flag: bool) -> bool:
+        """Give one's vote, and return whether any process had given its own."""
+        if self._accelerator.num_processes == 1:
+            return flag
+        answer = False
+        if self._asked is not None:
+            votes, work = self._asked
+            work.wait()
+            answer = bool(votes > 0)
+        votes = torch.tensor(float(flag), device=self._accelerator.device)
+        self._asked = votes, torch.distributed.all_reduce(votes, async_op=True)
+        return answer
+
+
+def of_main(value: Value, accelerator: Accelerator) -> Value:
+    """Return the main process's value in every process."""
+    if accelerator.num_processes == 1:
+        return value
+    found: Value = broadcast_object_list([value])[0]
+    return found
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor that may be sharded. Every process has to call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return whole tensors on the CPU. Every process has to call it."""
+    return {name: whole(tensor.detach()).cpu() for name, tensor in tensors.items()}
+
+
+def like(tensor: Tensor, target: Tensor) -> Tensor:
+    """Return a whole tensor on the device of `target`, sharded as it; no process waits."""
+    moved = tensor.to(target.device, target.dtype)
+    if not isinstance(target, DTensor):
+        return moved
+    # Every process read the same file: none has to send it to the others.
+    sharded: Any = distribute_tensor(
+        moved, target.device_mesh, target.placements, src_data_rank=None
+    )
+    return cast(Tensor, sharded)

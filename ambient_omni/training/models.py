@@ -1,0 +1,88 @@
+"""The space and the untrained model of a run's settings."""
+
+from __future__ import annotations
+
+from ambient_omni.data.latents import LatentCodec, LatentSpace, latent_space
+from ambient_omni.data.transforms import Transform
+from ambient_omni.hub import find_part, weights_sha256
+from ambient_omni.models.config import ConditionConfig, ParameterisationConfig
+from ambient_omni.models.model import Model, build_model
+from ambient_omni.models.pretrained import load_pretrained, pretrained_settings
+from ambient_omni.training.config import TrainConfig
+from schemas.errors import BadInput
+
+Space = Transform | LatentSpace
+
+
+def settled(config: TrainConfig) -> TrainConfig:
+    """Return a config with what its pretrained pipeline prescribes filled in.
+
+    Raises:
+        BadInput: there is no such pipeline, or the config asks for something else.
+    """
+    if config.init_from is None:
+        return config
+    found = pretrained_settings(config.init_from)
+    dropout = config.condition.dropout
+    prescribed = {
+        "parameterisation": found.parameterisation,
+        "latents": found.latents,
+        "condition": found.condition.model_copy(update={"dropout": dropout}),
+    }
+    unsaid = {
+        "parameterisation": ParameterisationConfig(),
+        "latents": None,
+        "condition": ConditionConfig(dropout=dropout),
+    }
+    for name, value in prescribed.items():
+        if getattr(config, name) not in (value, unsaid[name]):
+            raise BadInput(
+                f"{name} is what the pipeline {config.init_from.path} was made with: leave it out "
+                "beside init_from"
+            )
+    return config.model_copy(update=prescribed)
+
+
+def space_of(config: TrainConfig) -> Space:
+    """Return what σ is measured in: the pixels of a transform, or the latents of an autoencoder.
+
+    Raises:
+        BadInput: there is no such autoencoder, or the resolution does not fit it.
+    """
+    if config.latents is None:
+        return config.transform
+    return latent_space(config.latents, config.transform)
+
+
+def new_model(config: TrainConfig, num_classes: int, sigma_data: float | None = None) -> Model:
+    """Return the model that a run begins with.
+
+    Args:
+        config: the run, settled.
+        num_classes: of the data; 0 if the run is not conditioned on labels.
+        sigma_data: standard deviation of the data, for settings that do not state one.
+
+    Raises:
+        BadInput: the parts do not fit each other or the images.
+    """
+    if config.init_from is not None:
+        return load_pretrained(
+            config.init_from, config.loss_weight, seed=config.seed, sigma_data=sigma_data
+        )
+    codec = None if config.latents is None else LatentCodec.open(config.latents)
+    return build_model(
+        config,
+        space_of(config).x0_shape,
+        num_classes=num_classes,
+        seed=config.seed,
+        sigma_data=sigma_data,
+        codec=codec,
+    )
+
+
+def pretrained_sha256(config: TrainConfig) -> str | None:
+    """Return the hash of the weights that a run begins with; None for a new network."""
+    if config.init_from is None:
+        return None
+    start = config.init_from
+    return weights_sha256(find_part(start.path, "unet", start.revision))

@@ -1,0 +1,59 @@
+"""What a run says while it trains: lines of metrics.jsonl, and the trackers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+
+from ambient_omni.training.engine import StepResult
+from ambient_omni.training.run_record import RunRecord
+
+
+class Reporter:
+    """Means since the last line, over steps and processes; written by the main one."""
+
+    def __init__(self, run: RunRecord, accelerator: Accelerator) -> None:
+        self._run, self._accelerator = run, accelerator
+        self._losses: list[float] = []
+        self._norms: list[float] = []
+        self._rate = 0.0
+        self._since = time.monotonic()
+
+    def add(self, result: StepResult) -> None:
+        """Take in a step that was finite."""
+        self._losses.append(result.loss)
+        self._norms.append(result.gradient_norm)
+        self._rate = result.learning_rate
+
+    def write_means(self, step: int) -> None:
+        """Write a line of means, if there was any finite step. Every process has to call it."""
+        count, now = len(self._losses), time.monotonic()
+        if not count:
+            return
+        values = {
+            "loss": self._over_processes(sum(self._losses) / count),
+            # The gradient is shared: its norm is the same everywhere.
+            "gradient_norm": sum(self._norms) / count,
+            "gradient_norm_max": max(self._norms),
+            "learning_rate": self._rate,
+            "seconds_per_step": (now - self._since) / count,
+        }
+        self._losses, self._norms, self._since = [], [], now
+        self.write(step, values)
+
+    def write(self, step: int, values: Mapping[str, float], **lists: list[float]) -> None:
+        """Write a line, from the main process; trackers get the numbers, not the lists."""
+        if not self._accelerator.is_main_process:
+            return
+        images = step * self._run.config.batch_size
+        self._run.log({"step": step, "images": images, **values, **lists})
+        self._accelerator.log(dict(values), step=step)
+
+    def _over_processes(self, value: float) -> float:
+        if self._accelerator.num_processes == 1:
+            return value
+        here = torch.tensor(value, device=self._accelerator.device)
+        return float(self._accelerator.reduce(here, "mean"))

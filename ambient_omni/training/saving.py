@@ -1,0 +1,137 @@
+"""Checkpoints and snapshots of a run: what is saved when, and what a run goes on from."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from ambient_omni.training import checkpoints
+from ambient_omni.training.audit import Audit, merged
+from ambient_omni.training.checkpoints import Checkpoint
+from ambient_omni.training.engine import Engine, power_group
+from ambient_omni.training.posthoc import gamma_of_sigma_rel
+from ambient_omni.training.run_record import RunRecord
+from ambient_omni.training.seen import SeenSamples
+from schemas.errors import CheckpointRefused
+
+_LOG = logging.getLogger(__name__)
+
+SEEN_GROUP = "seen"
+
+
+@dataclass
+class Progress:
+    """Where a run stands."""
+
+    step: int = 0
+    nonfinite_steps: int = 0
+    best: str | None = None
+    best_loss: float = math.inf
+
+
+class Saver:
+    """Saves and restores an engine, its audit and its progress.
+
+    Args:
+        run: whose folder it is.
+        accelerator: the processes; all of them call every method, the main one writes.
+        parents: what every checkpoint descends from.
+    """
+
+    def __init__(
+        self, run: RunRecord, accelerator: Accelerator, parents: Mapping[str, Any]
+    ) -> None:
+        self._run, self._accelerator, self._parents = run, accelerator, dict(parents)
+
+    def save(self, engine: Engine, audit: Audit, done: Progress) -> dict[str, Any]:
+        """Write a checkpoint, prune older ones, and return the audit of the run so far."""
+        groups, state = engine.state()
+        counts, seen = self._collect(audit)
+        if self._accelerator.is_main_process:
+            found = {
+                "nonfinite_steps": done.nonfinite_steps,
+                "best": done.best,
+                "best_loss": done.best_loss if done.best is not None else None,
+                "audit": counts,
+                "engine": state,
+            }
+            groups[SEEN_GROUP] = seen.tensors()
+            folder = self._run.checkpoints
+            checkpoints.save(folder, done.step, groups, self._parents, found)
+            newest = [path.name for path in checkpoints.steps(folder)]
+            keep = newest[: self._run.config.keep_checkpoints]
+            checkpoints.prune(folder, [*keep, done.best or ""])
+        self._accelerator.wait_for_everyone()
+        return audit.report(counts, seen)
+
+    def snapshot(self, engine: Engine, done: Progress) -> None:
+        """Write the power-function averages, for averages that are made afterwards."""
+        groups = engine.power_tensors()
+        if not self._accelerator.is_main_process:
+            return
+        kind = getattr(torch, self._run.config.power_ema.snapshot_precision)
+        small = {
+            group: {name: tensor.to(kind) for name, tensor in tensors.items()}
+            for group, tensors in groups.items()
+        }
+        images = done.step * self._run.config.batch_size
+        profiles = {
+            power_group(sigma_rel): {"gamma": gamma_of_sigma_rel(sigma_rel), "time": images}
+            for sigma_rel in engine.power
+        }
+        state = {"profiles": profiles}
+        checkpoints.save(self._run.snapshots, done.step, small, self._parents, state)
+
+    def resume(self, engine: Engine, audit: Audit) -> Progress:
+        """Go on from the newest checkpoint that is whole, and say which ones were not.
+
+        Raises:
+            CheckpointRefused: there are checkpoints and none of them can be used.
+        """
+        paths = checkpoints.steps(self._run.checkpoints)
+        expect = {"noise_space": self._run.noise_space, "run_id": self._run.run_id}
+        refused = None
+        for path in paths:
+            try:
+                found = checkpoints.load(path, expect)
+                engine.load(found)
+            except CheckpointRefused as error:
+                refused = error
+                _LOG.warning("%s; trying the one before", error)
+                continue
+            _LOG.info("going on from %s", path.name)
+            return self._restore(found, audit)
+        if refused is not None:
+            raise CheckpointRefused(
+                f"none of the {len(paths)} checkpoints in {self._run.checkpoints} can be used, the "
+                f"oldest because: {refused}; remove that folder to begin anew"
+            )
+        return Progress()
+
+    def _restore(self, found: Checkpoint, audit: Audit) -> Progress:
+        # One process goes on with the counts of all; together they stay right.
+        if self._accelerator.is_main_process:
+            audit.restore(found.state["audit"])
+            audit.seen.restore(found.tensors(SEEN_GROUP))
+        done = Progress(found.step, found.state["nonfinite_steps"])
+        best = found.state["best"]
+        # The best one may be gone if a newer checkpoint that replaced it was damaged.
+        if best is not None and (self._run.checkpoints / best).is_dir():
+            done.best, done.best_loss = best, found.state["best_loss"]
+        return done
+
+    def _collect(self, audit: Audit) -> tuple[dict[str, Any], SeenSamples]:
+        """Return the counts of all processes, and what any of them saw."""
+        if self._accelerator.num_processes == 1:
+            return audit.state(), audit.seen
+        seen, parts = SeenSamples(), gather_object([(audit.state(), audit.seen)])
+        for _, other in parts:
+            seen.unite(other)
+        return merged(state for state, _ in parts), seen
