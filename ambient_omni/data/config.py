@@ -60,3 +60,12 @@ class LoaderConfig(Frozen):
         ge=0,
         description="Samples that may vanish or change under a run before it stops.",
     )
+
+
+class LatentConfig(Frozen):
+    """Which autoencoder makes the latents."""
+
+    vae: str = Field(
+        description="Folder or hub id of an AutoencoderKL, or of a pipeline that has one in vae/."
+    )
+    revision: str | None = Field(default=None, description="Of a hub id: branch, tag or commit.")
