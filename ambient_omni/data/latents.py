@@ -56,6 +56,18 @@ class LatentSpace(Frozen):
         return (self.channels, side, side)
 
     @property
+    def row_dtype(self) -> str:
+        """Type of a row: latents of about unit scale keep three digits, beside noise of any σ."""
+        return "float16"
+
+    def how_to_build(self, batch: str) -> str:
+        """Say what makes the pack of a batch."""
+        return (
+            f"pack its pixels, then encode them with `python -m ambient_omni encode-latents` and "
+            f"batches: [{batch}]"
+        )
+
+    @property
     def x0_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of x_0."""
         return self.shape

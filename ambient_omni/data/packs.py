@@ -1,8 +1,9 @@
-"""Packs: the pixels of one batch under one transform, fixed-size rows for random access.
+"""Packs: one batch as fixed-size rows for random access, pixels or latents.
 
 On disk, under ``<root>/packs/<transform_id>/<ingest_batch>/``::
 
-    chunk-000000.npy   uint8 (rows, H, W, 3), memory-mapped by readers
+    chunk-000000.npy   memory-mapped by readers; pixels are uint8 (rows, H, W, 3), latents
+                       float16 (rows, C, H, W)
     rows-000000.npy    int64 (rows,), the sample_row of each
     meta.json          written last: its presence says that the pack is complete
 
@@ -12,17 +13,18 @@ One chunk is what one task wrote, so that executors build a pack side by side.
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ambient_omni.data.transforms import Transform
 from schemas.errors import AmbientOmniError
 from schemas.root import write_json
 
@@ -34,9 +36,44 @@ class PackMissing(AmbientOmniError):
     """A pack is absent, incomplete, damaged, or lacks samples that are asked of it."""
 
 
-def to_x0(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Turn uint8 (B, H, W, C), 0..255, into float32 (B, C, H, W), -1..1: the data's scale."""
-    scaled = pixels.astype(np.float32)
+class Space(Protocol):
+    """What the rows of a pack are, and what σ is measured in: a `Transform` or a `LatentSpace`."""
+
+    @property
+    def transform_id(self) -> str:
+        """Hash of everything that decides the rows."""
+
+    @property
+    def noise_space(self) -> str:
+        """What σ is measured in."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of a row."""
+
+    @property
+    def x0_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of x_0."""
+
+    @property
+    def row_dtype(self) -> str:
+        """Numpy's name of a row's type."""
+
+    def how_to_build(self, batch: str) -> str:
+        """Say what makes the pack of a batch."""
+
+    def model_dump(self) -> dict[str, Any]:
+        """Return the settings as plain values."""
+
+
+def to_x0(rows: NDArray[Any]) -> NDArray[np.float32]:
+    """Turn rows of packs into x_0, float32 (B, C, H, W): the data's scale.
+
+    Pixels, uint8 (B, H, W, C), 0..255, become -1..1. Latents, float16 (B, C, H, W), have it.
+    """
+    if rows.dtype != np.uint8:
+        return rows.astype(np.float32)
+    scaled = rows.astype(np.float32)
     scaled *= np.float32(1 / 127.5)
     scaled -= np.float32(1)
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
@@ -78,10 +115,12 @@ class ChunkWriter:
     The files appear under their names only when the block ends without an error.
     """
 
-    def __init__(self, folder: Path, chunk: int, shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, folder: Path, chunk: int, shape: tuple[int, int, int], dtype: str = "uint8"
+    ) -> None:
         self._folder = folder
         self._info = ChunkInfo(chunk, 0)
-        self._shape = shape
+        self._shape, self._dtype = shape, np.dtype(dtype)
         self._rows: list[int] = []
         # A task that is tried again, or twice at once, must not write into the other's file.
         self._partial = folder / f".{self._info.pixels_file}.{uuid.uuid4().hex}.partial"
@@ -92,14 +131,16 @@ class ChunkWriter:
         self._header_bytes = self._write_header(0)
         return self
 
-    def add(self, sample_row: int, pixels: NDArray[np.uint8]) -> None:
-        """Append one image, uint8 (H, W, 3) of the transform's shape.
+    def add(self, sample_row: int, pixels: NDArray[Any]) -> None:
+        """Append one image, of the space's row shape and type.
 
         Raises:
             ValueError: the shape or type is another.
         """
-        if pixels.dtype != np.uint8 or pixels.shape != self._shape:
-            raise ValueError(f"expected uint8 {self._shape}, got {pixels.dtype} {pixels.shape}")
+        if pixels.dtype != self._dtype or pixels.shape != self._shape:
+            raise ValueError(
+                f"expected {self._dtype} {self._shape}, got {pixels.dtype} {pixels.shape}"
+            )
         self._file.write(pixels.tobytes())
         self._rows.append(sample_row)
 
@@ -130,9 +171,18 @@ class ChunkWriter:
 
     def _write_header(self, num_rows: int) -> int:
         self._file.seek(0)
-        header = {"descr": "|u1", "fortran_order": False, "shape": (num_rows, *self._shape)}
+        kind = np.lib.format.dtype_to_descr(self._dtype)
+        header = {"descr": kind, "fortran_order": False, "shape": (num_rows, *self._shape)}
         np.lib.format.write_array_header_1_0(self._file, header)
         return self._file.tell()
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation of all numbers of a pack."""
+
+    mean: float
+    std: float
 
 
 @dataclass(frozen=True)
@@ -141,13 +191,13 @@ class PackWriter:
 
     Args:
         packs: `<root>/packs`.
-        transform: what made the pixels.
+        transform: what made the rows.
         batch: name of the ingest batch.
-        inputs: fingerprint of what the pixels were made from; another one makes the pack stale.
+        inputs: fingerprint of what the rows were made from; another one makes the pack stale.
     """
 
     packs: Path
-    transform: Transform
+    transform: Space
     batch: str
     inputs: str
 
@@ -161,17 +211,40 @@ class PackWriter:
         meta = _read_meta(self.folder)
         return meta is not None and meta["inputs"] == self.inputs
 
-    def begin(self) -> None:
-        """Declare the pack incomplete until `finish`."""
+    def begin(self, *, resume: bool = False) -> None:
+        """Declare the pack incomplete until `finish`.
+
+        Args:
+            resume: keep the chunks of a build that was stopped, if it was from the same inputs;
+                `finished` says which ones there are.
+        """
+        # `finish` removes it, as every file that is not part of the pack.
+        mark = self.folder / f".building-{self.inputs}"
+        if resume and not mark.exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / _META).unlink(missing_ok=True)
+        if resume:
+            mark.touch()
+
+    def finished(self, number: int, num_rows: int) -> ChunkInfo | None:
+        """Return a chunk that a stopped build has finished, or None."""
+        info = ChunkInfo(number, num_rows)
+        # The pixels take their name last, so where they are the keys are too.
+        if not (self.folder / info.pixels_file).exists():
+            return None
+        return info if len(np.load(self.folder / info.rows_file)) == num_rows else None
 
     def chunk(self, number: int) -> ChunkWriter:
         """Return the writer of one chunk; number chunks as the shards, in sample_row order."""
-        return ChunkWriter(self.folder, number, self.transform.shape)
+        return ChunkWriter(self.folder, number, self.transform.shape, self.transform.row_dtype)
 
-    def finish(self, chunks: Sequence[ChunkInfo]) -> Pack:
+    def finish(self, chunks: Sequence[ChunkInfo], moments: Moments | None = None) -> Pack:
         """Declare the pack complete, remove what an earlier build left, and open it.
+
+        Args:
+            chunks: what was written.
+            moments: of the numbers in it, where they are measured.
 
         Raises:
             PackMissing: a chunk is not on disk with the stated rows.
@@ -184,6 +257,8 @@ class PackWriter:
             "ingest_batch": self.batch,
             "inputs": self.inputs,
             "shape": self.transform.shape,
+            "dtype": self.transform.row_dtype,
+            "moments": None if moments is None else asdict(moments),
             "chunks": [asdict(chunk) for chunk in ordered],
         }
         pack = Pack(self.folder, meta)
@@ -207,15 +282,25 @@ class Pack:
         self.inputs: str = meta["inputs"]
         self.noise_space: str = meta["noise_space"]
         self.shape: tuple[int, int, int] = tuple(meta["shape"])
-        infos = [ChunkInfo(**chunk) for chunk in meta["chunks"]]
-        self._chunks = [_map_chunk(folder, info, self.shape) for info in infos]
+        # Packs that are older than latents have uint8 pixels.
+        self.dtype = np.dtype(meta.get("dtype", "uint8"))
+        measured = meta.get("moments")
+        self.moments = None if measured is None else Moments(**measured)
+        infos = self.chunks = [ChunkInfo(**chunk) for chunk in meta["chunks"]]
+        self._chunks = [_map_chunk(folder, info, self.shape, self.dtype) for info in infos]
         rows = [np.load(folder / info.rows_file) for info in infos]
         self.sample_rows: NDArray[np.int64] = _one_array(rows)
         self._ends = np.cumsum([info.num_rows for info in infos], dtype=np.int64)
 
     @classmethod
-    def open(cls, packs: Path, transform_id: str, batch: str) -> Pack:
+    def open(cls, packs: Path, transform_id: str, batch: str, how: str | None = None) -> Pack:
         """Open the pack of one batch.
+
+        Args:
+            packs: `<root>/packs`.
+            transform_id: of its space.
+            batch: whose.
+            how: what to do if there is none, for the message; that of pixels by default.
 
         Raises:
             PackMissing: there is none, it is not complete, or a file of it is damaged.
@@ -225,16 +310,16 @@ class Pack:
         if meta is None:
             raise PackMissing(
                 f"no complete pack of batch {batch!r} for transform {transform_id}: "
-                f"build it with `python -m pipelines pack --batch {batch}`"
+                + (how or f"build it with `python -m pipelines pack --batch {batch}`")
             )
         return cls(folder, meta)
 
     def __len__(self) -> int:
         return len(self.sample_rows)
 
-    def take(self, indices: NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Return uint8 (len(indices), H, W, 3): the images at positions in `sample_rows`."""
-        out = np.empty((len(indices), *self.shape), np.uint8)
+    def take(self, indices: NDArray[np.integer]) -> NDArray[Any]:
+        """Return the rows at positions in `sample_rows`, (len(indices), *shape) of `dtype`."""
+        out = np.empty((len(indices), *self.shape), self.dtype)
         _gather(self._chunks, self._ends, np.asarray(indices), out)
         return out
 
@@ -246,6 +331,7 @@ class PackSet:
         self.packs = tuple(packs)
         self.noise_space = packs[0].noise_space
         self.shape = packs[0].shape
+        self.dtype = packs[0].dtype
         self._chunks = [chunk for pack in packs for chunk in pack._chunks]
         self._ends = np.cumsum([len(chunk) for chunk in self._chunks], dtype=np.int64)
         self.sample_rows = _one_array([pack.sample_rows for pack in packs])
@@ -257,7 +343,7 @@ class PackSet:
         self._sorted = self.sample_rows if self._order is None else self.sample_rows[self._order]
 
     @classmethod
-    def open(cls, packs: Path, transform: Transform, batches: Sequence[str]) -> PackSet:
+    def open(cls, packs: Path, transform: Space, batches: Sequence[str]) -> PackSet:
         """Open the packs of `batches`.
 
         Raises:
@@ -266,7 +352,19 @@ class PackSet:
         """
         if not batches:
             raise ValueError("a PackSet needs at least one batch")
-        return cls([Pack.open(packs, transform.transform_id, batch) for batch in batches])
+        here, transform_id = packs, transform.transform_id
+        return cls([Pack.open(here, transform_id, b, transform.how_to_build(b)) for b in batches])
+
+    @property
+    def sigma_data(self) -> float | None:
+        """Standard deviation of the numbers of all packs, where they were measured: latents."""
+        measured = [(len(pack), pack.moments) for pack in self.packs if pack.moments is not None]
+        total = sum(count for count, _ in measured)
+        if not total or len(measured) < len(self.packs):
+            return None
+        mean = sum(count * found.mean for count, found in measured) / total
+        square = sum(count * (found.std**2 + found.mean**2) for count, found in measured) / total
+        return math.sqrt(square - mean**2)
 
     def __len__(self) -> int:
         return len(self.sample_rows)
@@ -293,9 +391,9 @@ class PackSet:
             )
         return place if self._order is None else self._order[place]
 
-    def take(self, indices: NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Return uint8 (len(indices), H, W, 3): the images at positions in `sample_rows`."""
-        out = np.empty((len(indices), *self.shape), np.uint8)
+    def take(self, indices: NDArray[np.integer]) -> NDArray[Any]:
+        """Return the rows at positions in `sample_rows`, (len(indices), *shape) of `dtype`."""
+        out = np.empty((len(indices), *self.shape), self.dtype)
         _gather(self._chunks, self._ends, np.asarray(indices), out)
         return out
 
@@ -305,10 +403,10 @@ def _one_array(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 
 def _gather(
-    chunks: Sequence[NDArray[np.uint8]],
+    chunks: Sequence[NDArray[Any]],
     ends: NDArray[np.int64],
     indices: NDArray[np.integer],
-    out: NDArray[np.uint8],
+    out: NDArray[Any],
 ) -> None:
     chunk_of = np.searchsorted(ends, indices, side="right")
     for number in np.unique(chunk_of):
@@ -325,18 +423,20 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
     return meta if meta.get("format") == _FORMAT else None
 
 
-def _map_chunk(folder: Path, info: ChunkInfo, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+def _map_chunk(
+    folder: Path, info: ChunkInfo, shape: tuple[int, int, int], dtype: np.dtype[Any]
+) -> NDArray[Any]:
     path = folder / info.pixels_file
     expected = (info.num_rows, *shape)
     try:
         # An empty array cannot be mapped.
-        chunk: NDArray[np.uint8] = np.load(path, mmap_mode="r" if info.num_rows else None)
+        chunk: NDArray[Any] = np.load(path, mmap_mode="r" if info.num_rows else None)
         num_keys = len(np.load(folder / info.rows_file, mmap_mode="r" if info.num_rows else None))
     except (OSError, ValueError) as error:
         raise PackMissing(f"{path} cannot be read ({error}): build the pack again") from error
-    if chunk.shape != expected or num_keys != info.num_rows:
+    if chunk.shape != expected or chunk.dtype != dtype or num_keys != info.num_rows:
         raise PackMissing(
-            f"{path} holds {chunk.shape} and {num_keys} keys instead of {expected}: "
-            "build the pack again"
+            f"{path} holds {chunk.dtype} {chunk.shape} and {num_keys} keys instead of {dtype} "
+            f"{expected}: build the pack again"
         )
     return chunk

@@ -58,6 +58,15 @@ class Transform(BaseModel):
         return (self.resolution, self.resolution, 3)
 
     @property
+    def row_dtype(self) -> str:
+        """Type of the output."""
+        return "uint8"
+
+    def how_to_build(self, batch: str) -> str:
+        """Say what makes the pack of a batch."""
+        return f"build it with `python -m pipelines pack --batch {batch}`"
+
+    @property
     def x0_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of x_0."""
         return (3, self.resolution, self.resolution)

@@ -1,12 +1,8 @@
 """Build the training pack of one batch under one transform: decode once, never again."""
 
-import shutil
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-
-import numpy as np
 
 from ambient_omni.data.packs import ChunkInfo, PackWriter
 from ambient_omni.data.transforms import Transform
@@ -72,8 +68,9 @@ def _build(
     root: Root, facts: BatchFacts, writer: PackWriter, settings: SparkSettings | None
 ) -> int:
     tasks = [ChunkTask(n, task) for n, task in enumerate(image_tasks(root, facts))]
-    _begin(writer)
-    done = {task.number: info for task in tasks if (info := _finished(writer, task)) is not None}
+    writer.begin(resume=True)
+    found = {task.number: writer.finished(task.number, task.images.num_images) for task in tasks}
+    done = {number: info for number, info in found.items() if info is not None}
     left = [task for task in tasks if task.number not in done]
     infos = run_tasks(
         left,
@@ -93,7 +90,8 @@ def write_chunk(task: ChunkTask, *, writer: PackWriter) -> ChunkInfo:
     Raises:
         BadInput: the shard or an image of it cannot be read any more.
     """
-    chunk_writer = writer.chunk(task.number)
+    chunk_writer, transform = writer.chunk(task.number), writer.transform
+    assert isinstance(transform, Transform)  # latents are made from these packs, not from images
     with chunk_writer:
         for chunk in read_images(task.images):
             for row, reason in chunk.unreadable:
@@ -102,27 +100,5 @@ def write_chunk(task: ChunkTask, *, writer: PackWriter) -> ChunkInfo:
                     f"({reason}); restore the shard or exclude the sample"
                 )
             for row, image in zip(chunk.sample_rows, chunk.images, strict=True):
-                chunk_writer.add(int(row), writer.transform.apply(image))
+                chunk_writer.add(int(row), transform.apply(image))
     return chunk_writer.info
-
-
-def _begin(writer: PackWriter) -> None:
-    """Open the folder for building; keep finished chunks only if they are from the same inputs."""
-    mark = _mark_of(writer)
-    if not mark.exists():
-        shutil.rmtree(writer.folder, ignore_errors=True)
-    writer.begin()
-    mark.touch()
-
-
-def _mark_of(writer: PackWriter) -> Path:
-    # `finish` removes it, as every file that is not part of the pack.
-    return writer.folder / f".building-{writer.inputs}"
-
-
-def _finished(writer: PackWriter, task: ChunkTask) -> ChunkInfo | None:
-    info = ChunkInfo(task.number, task.images.num_images)
-    # The pixels take their name last, so where they are the keys are too.
-    if not (writer.folder / info.pixels_file).exists():
-        return None
-    return info if len(np.load(writer.folder / info.rows_file)) == info.num_rows else None
