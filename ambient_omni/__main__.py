@@ -67,9 +67,9 @@ def _generate(root: Root, file: Path, dry_run: bool) -> str:
     job = load_config(file, GenerateJob)
     if dry_run:
         return resolved(job)
-    from ambient_omni.generation.sampling import generate
+    from ambient_omni.generation.job import generate
 
-    count = generate(root, job.run_id, job.out, job.samples)
+    count = generate(root, job)
     return f"{count} images are in {job.out}"
 
 

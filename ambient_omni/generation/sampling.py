@@ -1,143 +1,230 @@
-"""Generation: the deterministic Heun sampler, and grids of what it makes."""
+"""Images from a model: its levels, what it is told, and guidance. The solvers are in `solvers`.
+
+B batch, C channels, H height, W width; (C, H, W) is what is denoised, pixels or latents.
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from ambient_omni import rng
 from ambient_omni.data.packs import to_pixels
 from ambient_omni.generation.config import SampleConfig
+from ambient_omni.generation.solvers import SOLVERS, Denoise
+from ambient_omni.models.conditions import Condition, LabelConditioner, guided
+from ambient_omni.models.model import Model
 from ambient_omni.models.networks import device_of
-from ambient_omni.models.preconditioning import Denoiser
+from ambient_omni.models.preconditioning import Parameterisation
 from ambient_omni.noise.levels import edm_grid
+from ambient_omni.noise.priors import Prior
 from ambient_omni.progress import progress
-from ambient_omni.training.trained import load_trained
-from schemas.root import Root, write_json
+from schemas.errors import BadInput
 
-# Images of a grid that somebody looks at.
-_GRID_IMAGES = 100
+Pixels = NDArray[np.uint8]
+
+# Where a sampler begins and ends if the model was trained at every level.
+# Source: Karras et al. 2022 (EDM), table 1.
+_LOWEST, _HIGHEST = 0.002, 80.0
+
+# Levels within rounding of the end of the trained ones are that end.
+_ROUNDING = 1e-6
 
 
-@torch.no_grad()
-def heun(denoiser: Denoiser, noise: Tensor, sigmas: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Solve the probability-flow ODE dx/dσ = (x - D(x; σ)) / σ from the first level down to 0.
+def level_range(
+    config: SampleConfig, parameterisation: Parameterisation, prior: Prior | None = None
+) -> tuple[float, float]:
+    """Return the lowest and the highest level of the sampler.
 
-    Source: Karras et al. 2022 (EDM), algorithm 1.
+    By default as far as the model was trained: over the timesteps of a DDPM schedule, or from
+    EDM's 80 down to 0.002, and not beyond where the prior was cut.
 
     Args:
-        denoiser: estimates x_0 from (x, σ, labels).
-        noise: (B, C, H, W), standard normal.
-        sigmas: (n,) descending positive levels; 0 is appended.
-        labels: (B,) class labels.
+        config: its `lowest` and `highest` count where they are given.
+        parameterisation: of the model.
+        prior: what the model was trained with, if known.
 
-    Returns:
-        x_0, (B, C, H, W).
+    Raises:
+        BadInput: a level is asked for at which the model was not trained, or there is none.
     """
-    levels = torch.cat([sigmas, sigmas.new_zeros(1)]).to(noise)
-    x = noise * levels[0]
-    for now, after in itertools.pairwise(levels):
-        slope = (x - denoiser(x, now.expand(len(x)), labels)) / now
-        euler: Tensor = x + (after - now) * slope
-        if after == 0:
-            return euler
-        slope_after = (euler - denoiser(euler, after.expand(len(x)), labels)) / after
-        x = x + (after - now) * (slope + slope_after) / 2
-    return x
+    low, high = parameterisation.sigma_range
+    if prior is not None:
+        low, high = max(low, prior.lowest), min(high, prior.highest or math.inf)
+    lowest = config.lowest or low or _LOWEST
+    highest = config.highest or (high if math.isfinite(high) else _HIGHEST)
+    if lowest < low * (1 - _ROUNDING) or highest > high * (1 + _ROUNDING):
+        raise BadInput(
+            f"samples from sigma {highest:g} down to {lowest:g} are asked for, but the model was "
+            f"trained from {high:g} down to {low:g} only: leave out lowest and highest"
+        )
+    if lowest >= highest:
+        raise BadInput(f"the lowest level of the samples, {lowest:g}, is not below {highest:g}")
+    return lowest, highest
+
+
+def start_deviation(sigma: float, parameterisation: Parameterisation) -> float:
+    """Return the standard deviation of x_t at the first level: noise and data, √(σ² + σ_d²).
+
+    Models with timesteps begin as diffusers begins them, with unit noise in the
+    variance-preserving form, which is σ_d = 1: one seed then makes one image here and there.
+    """
+    data = 1.0 if parameterisation.config.has_timesteps else parameterisation.sigma_data
+    return math.hypot(sigma, data)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws images of one model. Image i depends on the settings and on i alone.
+
+    Attributes:
+        model: in evaluation mode, with its codec if it works on latents.
+        config: levels, solver, guidance, prompts, labels and seed.
+        x0_shape: (C, H, W) of what is denoised.
+        label_names: of the model's classes, in their order.
+        prior: what the model was trained with, if known.
+        batch_size: images at once.
+    """
+
+    model: Model
+    config: SampleConfig
+    x0_shape: tuple[int, int, int]
+    label_names: tuple[str, ...] = ()
+    prior: Prior | None = None
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        self._require_answerable()
+        level_range(self.config, self.model.parameterisation, self.prior)
+
+    def facts(self, number: int) -> dict[str, Any]:
+        """Return what image `number` was made from: its number, and its label or prompt."""
+        facts: dict[str, Any] = {"number": number}
+        if self._labels:
+            facts["label"] = self._labels[number % len(self._labels)]
+        if self.config.prompts:
+            facts["prompt"] = self.config.prompts[number % len(self.config.prompts)]
+        return facts
+
+    def images(self, numbers: range) -> Iterator[Pixels]:
+        """Yield images uint8 (H, W, 3), batch by batch."""
+        for start in range(numbers.start, numbers.stop, self.batch_size):
+            rows = range(start, min(start + self.batch_size, numbers.stop))
+            yield from to_pixels(self._decode(self.x0(rows)).float().cpu().numpy())
+
+    def x0(self, numbers: range) -> Tensor:
+        """Return what the solver arrives at, (B, C, H, W) float32: pixels -1..1, or latents."""
+        noise = rng.normal_rows(numbers, self.x0_shape, self.config.seed, "sampling")
+        device = device_of(self.model.denoiser)
+        return self.solve(torch.from_numpy(noise).to(device), self.levels(), numbers)
+
+    def levels(self) -> Tensor:
+        """Return the levels (num_steps,) float64, descending."""
+        config = self.config
+        low, high = level_range(config, self.model.parameterisation, self.prior)
+        return torch.from_numpy(edm_grid(config.num_steps, low, high, config.rho))
+
+    def solve(self, noise: Tensor, levels: Tensor, numbers: range) -> Tensor:
+        """Return x_0 (B, C, H, W) from standard normal noise, over levels of one's own.
+
+        Args:
+            noise: (B, C, H, W), standard normal.
+            levels: (n,) descending and positive.
+            numbers: B image numbers: they say what each image is told.
+        """
+        deviation = start_deviation(float(levels[0]), self.model.parameterisation)
+        solver = SOLVERS[self.config.solver]
+        with torch.no_grad():
+            denoise = self._denoise(numbers, noise.device)
+            return solver(denoise, noise * deviation, levels.to(noise))
+
+    def _denoise(self, numbers: range, device: torch.device) -> Denoise:
+        """Return the guided estimate of x_0 of these images."""
+        model, scale = self.model, self.config.guidance
+        condition = self._condition(numbers)
+        if condition is None:
+            return lambda x, sigma: model.denoiser(x, sigma, None)
+        told = condition.to(device)
+        assert model.conditioner is not None
+        null = model.conditioner.null(len(numbers)).to(device)
+        return lambda x, sigma: guided(model.denoiser, x, sigma, told, null, scale)
+
+    def _condition(self, numbers: range) -> Condition | None:
+        conditioner = self.model.conditioner
+        if conditioner is None:
+            return None
+        if not isinstance(conditioner, LabelConditioner):
+            told = [self.facts(number).get("prompt") for number in numbers]
+            # Without prompts nothing is said about any image.
+            return conditioner.encode(captions=[prompt or "" for prompt in told])
+        index = {name: number for number, name in enumerate(self.label_names)}
+        labels = [index[self.facts(number)["label"]] for number in numbers]
+        return conditioner.encode(labels=torch.tensor(labels))
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        if not isinstance(self.model.conditioner, LabelConditioner):
+            return ()
+        return self.config.labels or self.label_names
+
+    def _decode(self, x0: Tensor) -> Tensor:
+        return x0 if self.model.codec is None else self.model.codec.decode(x0)
+
+    def _require_answerable(self) -> None:
+        conditioner, config = self.model.conditioner, self.config
+        takes_labels = isinstance(conditioner, LabelConditioner)
+        if config.labels and not takes_labels:
+            raise BadInput("labels are asked for, but the model was not trained on labels")
+        if config.prompts and (conditioner is None or takes_labels):
+            raise BadInput("prompts are given, but the model was not trained on captions")
+        if config.guidance != 1 and conditioner is None:
+            raise BadInput("guidance needs a model that was trained on labels or captions")
+        unknown = [label for label in config.labels if label not in self.label_names]
+        if unknown:
+            known = ", ".join(self.label_names[:10])
+            raise BadInput(f"the model has no label {unknown[0]!r}; it has {known}")
+        if self.model.codec is None and self.x0_shape[0] != 3:
+            raise BadInput(
+                f"what the model makes has {self.x0_shape[0]} channels and no VAE to decode it"
+            )
 
 
 def sample_images(
-    denoiser: Denoiser,
+    model: Model,
     config: SampleConfig,
-    shape: tuple[int, int, int],
+    x0_shape: tuple[int, int, int],
     *,
-    num_classes: int = 0,
+    label_names: Sequence[str] = (),
+    prior: Prior | None = None,
     batch_size: int = 64,
     show: bool = False,
-) -> NDArray[np.uint8]:
-    """Generate uint8 images (num_images, H, W, C).
+) -> Pixels:
+    """Generate uint8 images (num_images, H, W, 3), for a grid.
 
-    Image i depends on the seed and on i alone, so that a longer list begins with a shorter one's
-    images. With classes, image i has label i modulo their number.
+    Image i depends on the settings and on i alone, so that a longer list begins with a shorter
+    one's images. It has prompt or label i modulo their number.
 
     Args:
-        denoiser: a trained one.
-        config: seed, number of images, and the sampler's levels.
-        shape: (H, W, C) of an image.
-        num_classes: 0 = unconditional.
+        model: in evaluation mode, with its codec if it works on latents.
+        config: number of images, levels, solver, guidance, prompts, labels and seed.
+        x0_shape: (C, H, W) of what is denoised.
+        label_names: of the model's classes, in their order.
+        prior: what the model was trained with, if known.
         batch_size: images at once.
         show: draw a progress bar.
-    """
-    height, width, channels = shape
-    device = device_of(denoiser)
-    sigmas = torch.from_numpy(
-        edm_grid(config.num_steps, config.lowest, config.highest, config.rho)
-    ).to(device, torch.float32)
-    out = np.empty((config.num_images, *shape), np.uint8)
-    with progress(total=config.num_images, label="sampling", unit="images", show=show) as bar:
-        for start in range(0, config.num_images, batch_size):
-            rows = range(start, min(start + batch_size, config.num_images))
-            z = rng.normal_rows(rows, (channels, height, width), config.seed, "sampling")
-            labels = torch.tensor(rows, device=device) % num_classes if num_classes else None
-            x0 = heun(denoiser, torch.from_numpy(z).to(device), sigmas, labels)
-            out[rows.start : rows.stop] = to_pixels(x0.float().cpu().numpy())
-            bar.update(len(rows))
-    return out
-
-
-def generate(root: Root, run_id: str, out: Path, config: SampleConfig, *, show: bool = True) -> int:
-    """Generate images with a run's selected checkpoint: one PNG each, a grid, and their parents.
-
-    Args:
-        root: where the run is.
-        run_id: which one.
-        out: folder for ``000000.png``..., ``grid.png`` and ``generate.json``.
-        config: seed, number of images and sampler.
-        show: draw a progress bar.
-
-    Returns:
-        The number of images.
 
     Raises:
-        BadInput: there is no such run, or it has no checkpoint yet.
-        CheckpointRefused: the checkpoint is damaged.
+        BadInput: the model cannot be asked for this; see `Sampler`.
     """
-    model = load_trained(root, run_id)
-    shape = model.config.transform.shape
-    classes = len(model.label_names)
-    images = sample_images(model.denoiser, config, shape, num_classes=classes, show=show)
-    save_grid(images[:_GRID_IMAGES], out / "grid.png")
-    for number, image in enumerate(images):
-        Image.fromarray(image).save(out / f"{number:06d}.png")
-    parents = {**model.parents, "checkpoint": model.checkpoint.name, "sampler": config.model_dump()}
-    write_json(out / "generate.json", parents)
-    return len(images)
-
-
-def save_grid(images: NDArray[np.uint8], path: Path, *, scale: int = 2, gap: int = 2) -> None:
-    """Write images (N, H, W, 3) as one PNG, in rows of about the square root of N.
-
-    Args:
-        images: uint8.
-        path: where to.
-        scale: every pixel becomes this many, so that small images can be looked at.
-        gap: white pixels between images.
-    """
-    count, height, width, _ = images.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    big = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    step_y, step_x = height * scale + gap, width * scale + gap
-    canvas = np.full((rows * step_y - gap, columns * step_x - gap, 3), 255, np.uint8)
-    for number, image in enumerate(big):
-        top, left = step_y * (number // columns), step_x * (number % columns)
-        canvas[top : top + height * scale, left : left + width * scale] = image
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(canvas).save(path)
+    sampler = Sampler(model, config, x0_shape, tuple(label_names), prior, batch_size)
+    numbers = range(config.num_images)
+    with progress(
+        sampler.images(numbers), total=len(numbers), label="sampling", unit="images", show=show
+    ) as images:
+        return np.stack(list(images))

@@ -1,51 +1,50 @@
-import json
+import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from ambient_omni import rng
 from ambient_omni.generation.config import SampleConfig
-from ambient_omni.generation.sampling import generate, heun, sample_images, save_grid
-from ambient_omni.models.config import NetworkConfig
-from ambient_omni.models.networks import build_denoiser
-from ambient_omni.noise.levels import edm_grid
-from ambient_omni.training.trainer import train
+from ambient_omni.generation.grids import save_grid
+from ambient_omni.generation.sampling import Sampler, level_range, sample_images
+from ambient_omni.models.conditions import Condition
+from ambient_omni.models.config import (
+    ConditionConfig,
+    LossWeightConfig,
+    ParameterisationConfig,
+    PatchedUNetConfig,
+)
+from ambient_omni.models.model import build_model
+from ambient_omni.models.preconditioning import Denoiser, Parameterisation
+from ambient_omni.noise.priors import DdpmPrior, LogNormalPrior
+from schemas.errors import BadInput
+
+PIXELS = (3, 8, 8)
+KINDS = ("edm", "epsilon", "v", "x0", "flow")
 
 
-class Gaussian(nn.Module):
-    """The exact denoiser of x0 ~ N(0, scale^2)."""
-
-    scale = 0.7
-
-    def forward(self, x, sigma, labels=None):
-        return (self.scale**2 / (self.scale**2 + sigma**2))[:, None, None, None] * x
-
-
-def test_the_sampler_solves_the_ode_of_gaussian_data():
-    noise = rng.torch_normal((4, 1, 2, 2), 0, "noise").double()
-    made = heun(Gaussian(), noise, torch.from_numpy(edm_grid(200, 1e-4, 10.0)))
-    # The flow scales x with the standard deviation of the noised data, sqrt(s^2 + sigma^2).
-    exact = noise * 10 * 0.7 / (0.7**2 + 10**2) ** 0.5
-    assert torch.allclose(made, exact, rtol=1e-3)
-
-
-def test_the_samplers_error_falls_with_the_square_of_its_steps():
-    noise = torch.ones(1, 1, 1, 1).double()
-    exact = 10 * 0.7 / (0.7**2 + 10**2) ** 0.5
-    errors = [
-        abs(float(heun(Gaussian(), noise, torch.from_numpy(edm_grid(n, 1e-5, 10.0)))) - exact)
-        for n in (40, 80)
-    ]
-    assert errors[0] / errors[1] > 3
+def untrained(parameterisation="edm", condition="none", num_classes=0):
+    settings = SimpleNamespace(
+        network=PatchedUNetConfig(patch=2, widths=(8,), norm_groups=4),
+        parameterisation=ParameterisationConfig(kind=parameterisation),
+        condition=ConditionConfig(kind=condition),
+        loss_weight=LossWeightConfig(),
+    )
+    model = build_model(settings, PIXELS, num_classes=num_classes)
+    with rng.torch_seeded(0, "noise-in-weights"), torch.no_grad():
+        for parameter in model.denoiser.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    model.denoiser.eval()
+    return model
 
 
 def test_image_i_depends_on_the_seed_and_on_i_alone():
-    denoiser = build_denoiser(NetworkConfig(patch=2, widths=(8,), norm_groups=4), 8)
+    model = untrained()
     few, many, other = (
-        sample_images(denoiser, SampleConfig(num_images=n, num_steps=3, seed=s), (8, 8, 3))
+        sample_images(model, SampleConfig(num_images=n, num_steps=3, seed=s), PIXELS)
         for n, s in ((2, 0), (5, 0), (2, 1))
     )
     assert np.array_equal(few, many[:2])
@@ -53,10 +52,108 @@ def test_image_i_depends_on_the_seed_and_on_i_alone():
 
 
 def test_the_batch_size_does_not_change_the_images():
-    denoiser = build_denoiser(NetworkConfig(patch=2, widths=(8,), norm_groups=4), 8)
-    config = SampleConfig(num_images=5, num_steps=3)
-    one, other = (sample_images(denoiser, config, (8, 8, 3), batch_size=n) for n in (2, 5))
+    model, config = untrained(), SampleConfig(num_images=5, num_steps=3)
+    one, other = (sample_images(model, config, PIXELS, batch_size=n) for n in (2, 5))
     assert np.abs(one.astype(int) - other).max() <= 1
+
+
+class Gaussian(torch.nn.Module):
+    """What the best network says of x0 ~ N(0, SCALE^2), from what a parameterisation tells it."""
+
+    SCALE = 0.4
+
+    def __init__(self, parameterisation):
+        super().__init__()
+        self.form = parameterisation
+        self.weight = torch.nn.Parameter(torch.zeros(1))  # says which device it is on
+
+    def forward(self, scaled, noise, condition=None):
+        sigma = self.level(noise)
+        c = self.form.coefficients(sigma)
+        x = scaled / c.into[:, None, None, None]
+        x0 = (self.SCALE**2 / (self.SCALE**2 + sigma**2))[:, None, None, None] * x
+        return (x0 - c.skip[:, None, None, None] * x) / c.out[:, None, None, None]
+
+    def level(self, noise):
+        if self.form.kind == "edm":
+            return (4 * noise).exp()
+        if self.form.kind == "flow":
+            return noise / (1000 - noise)
+        return torch.from_numpy(self.form.config.schedule.sigma_of_timestep(noise.numpy())).float()
+
+
+@pytest.mark.parametrize("solver", ["heun", "euler", "dpm++2m"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_solver_samples_gaussian_data_under_every_parameterisation(kind, solver):
+    form = Parameterisation(ParameterisationConfig(kind=kind))
+    model = dataclasses.replace(
+        untrained(), denoiser=Denoiser(Gaussian(form), form), parameterisation=form
+    )
+    config = SampleConfig(num_steps=200, solver=solver)
+    x0 = Sampler(model, config, (3, 16, 16)).x0(range(8))
+    assert float(x0.std()) == pytest.approx(Gaussian.SCALE, rel=0.05)
+
+
+def test_levels_span_what_was_trained():
+    def ends(kind, prior=None, **levels):
+        config = SampleConfig(**levels)
+        return level_range(config, Parameterisation(ParameterisationConfig(kind=kind)), prior)
+
+    assert ends("edm") == (0.002, 80.0)
+    assert ends("flow", LogNormalPrior(lowest=0.1, highest=20.0)) == (0.1, 20.0)
+    low, high = ends("v", DdpmPrior())
+    assert low == pytest.approx(0.01, rel=0.01)
+    assert high == pytest.approx(157.4, rel=0.01)
+    assert ends("edm", lowest=0.5) == (0.5, 80.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "prior", "levels", "message"),
+    [
+        ("v", None, {"highest": 400.0}, "trained from 157.* down to 0.01"),
+        ("edm", LogNormalPrior(lowest=0.1), {"lowest": 0.01}, "trained from inf down to 0.1"),
+        ("v", None, {"lowest": 150.0, "highest": 100.0}, "not below"),
+    ],
+)
+def test_levels_that_were_not_trained_are_refused(kind, prior, levels, message):
+    with pytest.raises(ValueError if "not below" in message else BadInput, match=message):
+        level_range(
+            SampleConfig(**levels), Parameterisation(ParameterisationConfig(kind=kind)), prior
+        )
+
+
+def test_each_image_has_its_label_and_guidance_goes_on_from_it():
+    model = untrained(condition="label", num_classes=3)
+    names = ("ant", "bee", "cat")
+    plain = SampleConfig(num_images=4, num_steps=3, labels=("bee", "cat"))
+    sampler = Sampler(model, plain, PIXELS, names)
+    assert [sampler.facts(i)["label"] for i in range(3)] == ["bee", "cat", "bee"]
+    all_in_turn = Sampler(model, SampleConfig(), PIXELS, names)
+    assert [all_in_turn.facts(i)["label"] for i in range(4)] == [*names, "ant"]
+    x, sigma = rng.torch_normal((2, *PIXELS), 0, "x"), torch.full((2,), 2.0)
+    told = model.denoiser(x, sigma, Condition(labels=torch.tensor([1, 2])))
+    untold = model.denoiser(x, sigma, Condition(labels=torch.tensor([3, 3])))
+    for scale in (0.0, 1.0, 2.5):
+        config = plain.model_copy(update={"guidance": scale})
+        denoise = Sampler(model, config, PIXELS, names)._denoise(range(2), torch.device("cpu"))
+        assert torch.allclose(denoise(x, sigma), untold + scale * (told - untold), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("condition", "asked", "message"),
+    [
+        ("none", {"labels": ("bee",)}, "not trained on labels"),
+        ("none", {"prompts": ("a bee",)}, "not trained on captions"),
+        ("label", {"prompts": ("a bee",)}, "not trained on captions"),
+        ("none", {"guidance": 2.0}, "guidance needs a model"),
+        ("label", {"labels": ("bee", "owl")}, "no label 'owl'; it has ant, bee"),
+    ],
+)
+def test_what_a_model_cannot_be_asked_for_is_refused(condition, asked, message):
+    names = ("ant", "bee") if condition == "label" else ()
+    model = untrained(condition=condition, num_classes=len(names))
+    with pytest.raises(BadInput, match=message):
+        Sampler(model, SampleConfig(**asked), PIXELS, names)
 
 
 def test_a_grid_shows_every_image(tmp_path):
@@ -67,20 +164,16 @@ def test_a_grid_shows_every_image(tmp_path):
     assert (grid[..., 0] == 10).sum() == 5 * 8 * 8
 
 
-def test_generate_writes_images_a_grid_and_their_parents(trainable, config, tmp_path):
-    run_id = train(trainable, config(), show=False)
-    out = tmp_path / "out"
-    assert (
-        generate(trainable, run_id, out, SampleConfig(num_images=3, num_steps=2), show=False) == 3
-    )
-    assert sorted(path.name for path in out.glob("*.png")) == [
-        "000000.png",
-        "000001.png",
-        "000002.png",
-        "grid.png",
-    ]
-    assert json.loads((out / "generate.json").read_text())["policy_id"] == "policy"
-    assert Image.open(out / "000000.png").size == (8, 8)
+def test_a_grid_says_what_each_image_was_asked_to_be(tmp_path):
+    images = np.full((2, 16, 16, 3), 255, np.uint8)
+    save_grid(images, tmp_path / "plain.png")
+    save_grid(images, tmp_path / "told.png", captions=["cat", ""])
+    plain, told = (np.asarray(Image.open(tmp_path / f"{n}.png")) for n in ("plain", "told"))
+    assert told.shape[0] == plain.shape[0] + 12
+    assert (plain == 255).all()
+    # The first image's line has dark pixels, the second's has none.
+    assert told[32:, :32].min() < 100
+    assert (told[:, 34:] == 255).all()
 
 
 def test_too_few_levels_are_refused():

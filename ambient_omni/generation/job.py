@@ -1,0 +1,122 @@
+"""The `generate` command: images of a run into a folder or shards, going on where it stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ambient_omni.generation.config import GenerateJob, SampleConfig
+from ambient_omni.generation.grids import save_grid, title
+from ambient_omni.generation.outputs import Folder, Output, Tar, claim
+from ambient_omni.generation.sampling import Sampler
+from ambient_omni.models.model import Model
+from ambient_omni.progress import progress
+from ambient_omni.training.trained import TrainedModel, load_trained
+from schemas.errors import BadInput
+from schemas.root import Root
+
+# Images of a grid that somebody looks at.
+_GRID_IMAGES = 100
+
+# Settings that make other images; the number of images does not, so more can be asked for.
+_NOT_OF_THE_IMAGES = {"num_images", "each_evaluation"}
+
+
+def generate(root: Root, job: GenerateJob, *, show: bool = True) -> int:
+    """Generate images with a run's selected checkpoint, with a grid and their parents.
+
+    Images that are there already are kept: the same call goes on with what was interrupted, and a
+    greater number adds to what there is.
+
+    Args:
+        root: where the run is.
+        job: run, folder, format and sampler.
+        show: draw a progress bar.
+
+    Returns:
+        The number of images that are there.
+
+    Raises:
+        BadInput: there is no such run or prompts file, or the folder holds other images.
+        CheckpointRefused: the checkpoint is damaged.
+    """
+    trained = load_trained(root, job.run_id)
+    config = _with_prompts(job)
+    sampler = Sampler(
+        _on_device(trained.model),
+        config,
+        trained.x0_shape,
+        trained.label_names,
+        trained.config.prior,
+        job.batch_size,
+    )
+    claim(job.out, _settings(job, config, trained))
+    output = Tar(job.out, job.images_per_shard) if job.format == "tar" else Folder(job.out)
+    _fill(output, sampler, config.num_images, show)
+    _describe(output, sampler, config.num_images, job.out)
+    return config.num_images
+
+
+def _fill(output: Output, sampler: Sampler, count: int, show: bool) -> None:
+    missing = output.missing(count)
+    initial = count - sum(len(numbers) for numbers in missing)
+    with progress(
+        total=count, initial=initial, label="generating", unit="images", show=show
+    ) as bar:
+        for numbers in missing:
+            facts = [sampler.facts(number) for number in numbers]
+            output.write(numbers, _counted(sampler.images(numbers), bar), facts)
+
+
+def _counted(images: Any, bar: Any) -> Any:
+    for image in images:
+        yield image
+        bar.update(1)
+
+
+def _describe(output: Output, sampler: Sampler, count: int, folder: Path) -> None:
+    if isinstance(output, Folder):
+        output.describe([sampler.facts(number) for number in range(count)])
+    shown = range(min(count, _GRID_IMAGES))
+    images = np.stack([output.read(number) for number in shown])
+    titles = [title(sampler.facts(number)) for number in shown]
+    save_grid(images, folder / "grid.png", captions=titles if any(titles) else ())
+
+
+def _settings(job: GenerateJob, config: SampleConfig, trained: TrainedModel) -> dict[str, Any]:
+    return {
+        **trained.parents,
+        "checkpoint": trained.checkpoint.name,
+        "format": job.format,
+        "images_per_shard": job.images_per_shard if job.format == "tar" else None,
+        "sampler": config.model_dump(mode="json", exclude=_NOT_OF_THE_IMAGES),
+    }
+
+
+def _with_prompts(job: GenerateJob) -> SampleConfig:
+    if job.prompts_file is None:
+        return job.samples
+    try:
+        lines = job.prompts_file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read the prompts in {job.prompts_file}: {error}") from error
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise BadInput(f"{job.prompts_file} holds no prompt: write one on each line")
+    return job.samples.model_copy(update={"prompts": prompts})
+
+
+def _on_device(model: Model) -> Model:
+    if not torch.accelerator.is_available():
+        return model
+    device = torch.accelerator.current_accelerator()
+    assert device is not None
+    model.denoiser.to(device)
+    if model.codec is not None:
+        model.codec.to(device)
+    if model.conditioner is not None:
+        model.conditioner.to(device)
+    return model

@@ -1,0 +1,128 @@
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ambient_omni.generation import job as generate_job
+from ambient_omni.generation.config import GenerateJob, SampleConfig
+from ambient_omni.generation.job import generate
+from ambient_omni.generation.outputs import Folder, Tar
+from ambient_omni.training.trainer import train
+from schemas.errors import BadInput
+
+
+@pytest.fixture
+def run(trainable, config):
+    run_id = train(trainable, config(num_images=8), show=False)
+
+    def make(out, count=3, **changes):
+        samples = {"num_images": count, "num_steps": 2, **changes.pop("samples", {})}
+        job = GenerateJob(run_id=run_id, out=out, samples=SampleConfig(**samples), **changes)
+        return generate(trainable, job, show=False)
+
+    return make
+
+
+def pngs(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("0*.png")}
+
+
+def members(folder):
+    found = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            found[path.name] = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
+    return found
+
+
+def test_generate_writes_images_a_grid_and_their_parents(run, tmp_path):
+    assert run(tmp_path / "out") == 3
+    names = ["000000.png", "000001.png", "000002.png", "grid.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == names
+    said = json.loads((tmp_path / "out" / "generate.json").read_text())
+    assert said["policy_id"] == "policy"
+    assert said["sampler"]["num_steps"] == 2
+    assert Image.open(tmp_path / "out" / "000000.png").size == (8, 8)
+    lines = (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()
+    assert [json.loads(line)["file_name"] for line in lines] == names[:3]
+
+
+def test_images_that_are_there_are_kept_and_more_are_added(run, tmp_path, monkeypatch):
+    run(tmp_path / "whole", 5)
+    run(tmp_path / "out", 5)
+    (tmp_path / "out" / "000001.png").unlink()
+    (tmp_path / "out" / "000003.png").unlink()
+    made = []
+    ordinary = Folder.write
+    monkeypatch.setattr(
+        Folder, "write", lambda self, numbers, *rest: made.extend(numbers) or
+        ordinary(self, numbers, *rest),
+    )  # fmt: skip
+    assert run(tmp_path / "out", 7) == 7
+    assert made == [1, 3, 5, 6]
+    whole, out = pngs(tmp_path / "whole"), pngs(tmp_path / "out")
+    assert len(out) == 7
+    assert all(out[name] == whole[name] for name in whole)
+
+
+def test_shards_hold_what_the_folder_holds(run, tmp_path):
+    run(tmp_path / "folder", 5)
+    assert run(tmp_path / "tars", 5, format="tar", images_per_shard=2) == 5
+    shards = members(tmp_path / "tars")
+    assert {name: len(held) for name, held in shards.items()} == {
+        "000000.tar": 4, "000001.tar": 4, "000002.tar": 2,
+    }  # fmt: skip
+    held = {name: content for shard in shards.values() for name, content in shard.items()}
+    for number in range(5):
+        image = np.asarray(Image.open(io.BytesIO(held[f"{number:08d}.png"])))
+        same = np.asarray(Image.open(tmp_path / "folder" / f"{number:06d}.png"))
+        assert np.array_equal(image, same)
+        assert json.loads(held[f"{number:08d}.json"])["number"] == number
+
+
+def test_shards_that_are_whole_are_kept_and_the_others_made_again(run, tmp_path, monkeypatch):
+    run(tmp_path / "out", 5, format="tar", images_per_shard=2)
+    whole = members(tmp_path / "out")
+    (tmp_path / "out" / "000000.tar").unlink()
+    cut = (tmp_path / "out" / "000001.tar").read_bytes()[:700]
+    (tmp_path / "out" / "000001.tar").write_bytes(cut)
+    made = []
+    ordinary = Tar.write
+    monkeypatch.setattr(
+        Tar, "write", lambda self, numbers, *rest: made.append(numbers) or
+        ordinary(self, numbers, *rest),
+    )  # fmt: skip
+    assert run(tmp_path / "out", 6, format="tar", images_per_shard=2) == 6
+    assert made == [range(2), range(2, 4), range(4, 6)]
+    again = members(tmp_path / "out")
+    assert again["000000.tar"] == whole["000000.tar"]
+    assert again["000001.tar"] == whole["000001.tar"]
+    assert set(whole["000002.tar"].items()) <= set(again["000002.tar"].items())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"samples": {"seed": 1}}, {"samples": {"solver": "euler"}}, {"format": "tar"}]
+)
+def test_other_settings_do_not_mix_with_images_that_are_there(run, tmp_path, changes):
+    run(tmp_path / "out")
+    before = pngs(tmp_path / "out")
+    with pytest.raises(BadInput, match=r"made with another (sampler|format)"):
+        run(tmp_path / "out", **changes)
+    assert pngs(tmp_path / "out") == before
+
+
+def test_prompts_come_from_a_file_a_line_each(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\n\n  a dog \n")
+    job = GenerateJob(run_id="r", out=tmp_path, prompts_file=file)
+    assert generate_job._with_prompts(job).prompts == ("a cat", "a dog")
+    file.write_text("\n")
+    with pytest.raises(BadInput, match="holds no prompt"):
+        generate_job._with_prompts(job)
+    with pytest.raises(BadInput, match="cannot read the prompts"):
+        generate_job._with_prompts(job.model_copy(update={"prompts_file": tmp_path / "none"}))
+    with pytest.raises(ValueError, match="not both"):
+        GenerateJob(run_id="r", out=tmp_path, prompts_file=file, samples={"prompts": ("x",)})
