@@ -10,7 +10,7 @@ ROLES = ("pool", "reference", "evaluation")
 
 CONTRACT = Contract(
     name="ingest_batches",
-    version=1,
+    version=2,
     one_row_is="one ingest batch and the ordinal that its sample rows carry",
     key=("ingest_batch",),
     columns=(
@@ -27,8 +27,8 @@ CONTRACT = Contract(
             "source_kind",
             pa.string(),
             "how the items were listed",
-            allowed=("folder", "tar", "url_list"),
+            allowed=("folder", "tar", "parquet", "url_list"),
         ),
-        Column("source_uri", pa.string(), "the folder, tar shards or URL list that was ingested"),
+        Column("source_uri", pa.string(), "the folder, tar shards, Parquet files or URL list that was ingested"),
     ),
 )

@@ -6,26 +6,32 @@ from pathlib import Path
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.folder import FolderSource, walk
 from pipelines.ingest.items import IMAGE_SUFFIXES, Source
+from pipelines.ingest.parquet import ParquetSource, holds_images
+from pipelines.ingest.remote import RemoteSource
 from pipelines.ingest.tars import TarSource
 from pipelines.ingest.url_list import SUFFIXES, UrlListSource
 from schemas.errors import BadInput
 
 
 def open_source(source: str | Path, config: IngestConfig) -> Source:
-    """Tell folder, tar shards (a file, a folder of them, a pattern) and URL list apart.
+    """Tell folder, tar shards, Parquet with images, URL list, and what lies elsewhere, apart.
+
+    Tars and Parquet files: one, a folder of them, or (tars) a pattern.
 
     Raises:
         BadInput: nothing is there, or it is none of these.
     """
     text = str(source)
     if "://" in text:
-        raise BadInput(f"{text} is not on this machine; name a folder, tar shards or a URL list")
+        return RemoteSource(text, config, open_source)
     path = Path(text).expanduser().absolute()
     if path.is_dir():
         return _open_folder(path, config)
     if path.is_file():
         if path.suffix.lower() == ".tar":
             return TarSource(str(path), config)
+        if path.suffix.lower() == ".parquet" and holds_images(path):
+            return ParquetSource(path, [path], config)
         if path.suffix.lower() in SUFFIXES:
             return UrlListSource(path, config)
         raise BadInput(
@@ -44,4 +50,9 @@ def _open_folder(path: Path, config: IngestConfig) -> Source:
         raise BadInput(f"{path} is empty; name a folder with JPEG, PNG or WebP images")
     if ".tar" in suffixes and not suffixes & IMAGE_SUFFIXES:
         return TarSource(str(path), config)
+    if ".parquet" in suffixes and not suffixes & IMAGE_SUFFIXES:
+        files = sorted(
+            path / e.name for e in entries if e.reason is None and e.suffix == ".parquet"
+        )
+        return ParquetSource(path, [file for file in files if holds_images(file)], config)
     return FolderSource(path, config, entries)
