@@ -14,7 +14,6 @@ import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle, silu
 
 from ambient_omni import rng
 from ambient_omni.models.conditions import Condition
@@ -25,107 +24,13 @@ from ambient_omni.models.config import (
     UNet2DConditionConfig,
     UNet2DConfig,
 )
+from ambient_omni.models.patched_unet import PatchedUNet
 from ambient_omni.models.preconditioning import Denoiser
 from schemas.errors import BadInput
 
-# diffusers' positional embedding is made for steps 0..1000. ln σ / 4 runs from -1.55 at the
-# sampler's lowest level 0.002 to 1.1 at its highest, 80; this makes that about 1000 wide.
-_STEPS_PER_UNIT = 400.0
-
-
-# Waves of ln σ / 4 that tell the pixel branch its level.
-_NUM_WAVES = 8
-
-
-class PixelBranch(nn.Module):
-    """Three small convolutions over the pixels themselves, steered by the noise level.
-
-    Patches through a narrow U-Net cannot carry every pixel from input to output, and at low levels
-    that is the whole task: there a local, edge-keeping filter is what denoises. For a seventh more
-    time this took the demo's held-out loss, summed over levels, from 5.8 to 3.2, and from 0.99 to
-    0.43 at σ = 0.05 (20,000 images).
-
-    Args:
-        width: channels inside.
-        channels: of the images.
-    """
-
-    def __init__(self, width: int, channels: int = 3) -> None:
-        super().__init__()
-        self.enter = nn.Conv2d(channels, width, 3, padding=1)
-        self.middle = nn.Conv2d(width, width, 3, padding=1)
-        self.leave = nn.Conv2d(width, channels, 3, padding=1)
-        self.steer = nn.Sequential(
-            nn.Linear(2 * _NUM_WAVES, 64), nn.SiLU(), nn.Linear(64, 4 * width)
-        )
-        _silence(self.leave)
-
-    def forward(self, scaled: Tensor, noise: Tensor) -> Tensor:
-        """Return (B, C, H, W) of inputs (B, C, H, W) and ln σ / 4 (B,)."""
-        waves = noise[:, None] * torch.arange(1, _NUM_WAVES + 1, device=noise.device)
-        steering = self.steer(torch.cat([waves.sin(), waves.cos()], dim=1))[:, :, None, None]
-        gain, shift, next_gain, next_shift = steering.chunk(4, dim=1)
-        hidden = silu(self.enter(scaled) * (1 + gain) + shift)
-        hidden = silu(self.middle(hidden) * (1 + next_gain) + next_shift)
-        out: Tensor = self.leave(hidden)
-        return out
-
-
-class PatchedUNet(nn.Module):
-    """Cuts images into patches, runs a U-Net over them, and puts the patches together.
-
-    A 32x32 image with patch 4 is an 8x8 grid of 48 channels: a sixteenth of the positions, which
-    is what lets a CPU train some hundred images a second. A `PixelBranch` beside it sees to what
-    is finer than the patches.
-
-    Args:
-        config: widths and depth.
-        channels: of the images.
-        resolution: side of the images, pixels.
-        num_classes: class labels beside the null class; 0 = unconditional.
-    """
-
-    # diffusers' schedulers cannot sample it in any case, so it is told ln σ / 4 throughout.
-    wants_log_sigma = True
-
-    def __init__(
-        self, config: PatchedUNetConfig, channels: int, resolution: int, num_classes: int = 0
-    ) -> None:
-        super().__init__()
-        self.patch = config.patch
-        positions, scales = channels * config.patch**2, len(config.widths)
-        down, up = ["DownBlock2D"] * scales, ["UpBlock2D"] * scales
-        if config.attention:
-            down[-1], up[0] = "AttnDownBlock2D", "AttnUpBlock2D"
-        # diffusers' models are untyped.
-        self.unet = cast(Any, UNet2DModel)(
-            sample_size=resolution // config.patch,
-            in_channels=positions,
-            out_channels=positions,
-            layers_per_block=config.layers_per_block,
-            block_out_channels=config.widths,
-            down_block_types=tuple(down),
-            up_block_types=tuple(up),
-            add_attention=config.attention,
-            norm_num_groups=config.norm_groups,
-            dropout=config.dropout,
-            num_class_embeds=num_classes + 1 if num_classes else None,
-        )
-        self.pixels = PixelBranch(config.pixel_width, channels) if config.pixel_width else None
-        # At the start the denoiser is the best linear one (c_skip x): training begins from there.
-        _silence(self.unet.conv_out)
-
-    def forward(self, scaled: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:
-        """Return F(scaled, noise), (B, C, H, W), of inputs (B, C, H, W) and ln σ / 4 (B,)."""
-        labels = None if condition is None else condition.labels
-        patches = pixel_unshuffle(scaled, self.patch)
-        out = self.unet(patches, noise * _STEPS_PER_UNIT, class_labels=labels).sample
-        image = pixel_shuffle(out, self.patch)
-        return image if self.pixels is None else image + self.pixels(scaled, noise)
-
 
 class LabelUNet(nn.Module):
-    """A plain diffusers UNet2DModel, with class labels or without.
+    """A plain diffusers UNet2DModel or a `PatchedUNet`, with class labels or without.
 
     Args:
         unet: called with what diffusers' pipelines pass; reachable as `.unet`.
@@ -134,6 +39,7 @@ class LabelUNet(nn.Module):
     def __init__(self, unet: Any) -> None:
         super().__init__()
         self.unet = unet
+        self.wants_log_sigma: bool = getattr(unet, "wants_log_sigma", False)
 
     def forward(self, scaled: Tensor, noise: Tensor, condition: Condition | None = None) -> Tensor:
         """Return F(scaled, noise), (B, C, H, W); noise (B,) is passed as the timestep."""
@@ -218,7 +124,7 @@ def build_network(
         raise BadInput(f"network {config.kind}: {error}") from error
     match config:
         case PatchedUNetConfig():
-            return PatchedUNet(config, channels, side, num_classes)
+            return LabelUNet(_patched_unet(config, channels, side, num_classes))
         case UNet2DConfig():
             return LabelUNet(_plain_unet(config, channels, side, num_classes))
         case DiTConfig():
@@ -235,6 +141,18 @@ def _require_condition(config: NetworkConfig, num_classes: int, text_width: int)
             f"network {config.kind} does not take {asked}: captions need network.kind "
             "unet2d_condition and condition.kind caption; labels or nothing the other kinds"
         )
+
+
+def _patched_unet(
+    config: PatchedUNetConfig, channels: int, side: int, num_classes: int
+) -> PatchedUNet:
+    unet: PatchedUNet = PatchedUNet(
+        sample_size=side,
+        in_channels=channels,
+        num_classes=num_classes,
+        **config.model_dump(exclude={"kind"}),
+    )
+    return unet
 
 
 def _plain_unet(config: UNet2DConfig, channels: int, side: int, num_classes: int) -> Any:
