@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import nn
 
 from ambient_omni import rng
 from ambient_omni.data.packs import to_x0
@@ -20,21 +20,27 @@ from ambient_omni.data.training_data import (
     label_numbers,
     read_reference_images,
 )
+from ambient_omni.models.conditions import Condition
+from ambient_omni.models.model import Model
 from ambient_omni.models.networks import device_of
-from ambient_omni.models.objectives import denoising_loss
-from ambient_omni.models.preconditioning import SIGMA_DATA, Denoiser, edm_weight
+from ambient_omni.models.objectives import squared_error
+from ambient_omni.models.preconditioning import SIGMA_DATA, edm_weight
 from ambient_omni.training.config import HeldOutConfig
+from ambient_omni.training.models import space_of
 from ambient_omni.training.trained import load_trained
 from schemas.root import Root, write_json
 
 HELD_OUT_FILE = "heldout.json"
-_BATCH = 256
+
+# Images at once, and numbers in them: 48 latents of 4x64x64, 256 images of 3x32x32 pixels.
+_MAX_BATCH, _MAX_NUMBERS = 256, 3 << 18
 
 
 class HeldOutLoss(BaseModel):
     """Held-out loss of one model on one reference set; lists are per level, in `sigmas`' order.
 
-    `weighted` is the EDM-weighted squared error, `unweighted` the squared error itself, both means
+    `weighted` is the squared error of x_0 under EDM's weight for data of deviation `sigma_data`,
+    whatever the model was trained to say; `unweighted` the squared error itself, both means
     over pixels, noisings and images, with the standard error over images. `total` sums `weighted`
     over the levels. `per_image` (N, L) is there for paired comparisons: the noise of an image at a
     level is the same for every model.
@@ -53,19 +59,22 @@ class HeldOutLoss(BaseModel):
     unweighted_standard_error: list[float]
     total: float
     total_standard_error: float
+    sigma_data: float = SIGMA_DATA
     sample_rows: list[int]
     per_image: list[list[float]]
 
 
 @torch.no_grad()
 def heldout_loss(
-    denoiser: Denoiser,
+    denoiser: nn.Module,
     x0: NDArray[np.float32],
     sample_ids: Sequence[str],
     sigmas: Sequence[float],
     num_noises: int = 2,
     seed: int = 0,
-    labels: NDArray[np.int64] | None = None,
+    *,
+    sigma_data: float = SIGMA_DATA,
+    condition_of: Callable[[slice], Condition | None] = lambda _: None,
 ) -> NDArray[np.float64]:
     """Return the EDM-weighted denoising loss of each image at each level, (N, L) float64.
 
@@ -73,54 +82,60 @@ def heldout_loss(
     Noisings come in pairs z, -z, which cancels what is odd in the noise.
 
     Args:
-        denoiser: the model.
-        x0: (N, C, H, W), -1..1.
+        denoiser: estimates x_0 from (x_t, σ, condition).
+        x0: (N, C, H, W), the data's scale.
         sample_ids: N names.
         sigmas: L levels.
         num_noises: noisings per image and level; the mean over them is returned.
         seed: of the noise.
-        labels: (N,) class labels for a conditional model.
+        sigma_data: standard deviation of the data, for the weight.
+        condition_of: the condition of some of the images.
     """
     out = np.zeros((len(x0), len(sigmas)), np.float64)
-    for column, sigma in enumerate(sigmas):
-        for number in range(num_noises):
-            for start in range(0, len(x0), _BATCH):
-                here = slice(start, start + _BATCH)
+    size = _batch_size(x0.shape[1:])
+    for start in range(0, len(x0), size):
+        here = slice(start, start + size)
+        # Once for all levels: texts are as dear to encode as images are to denoise.
+        condition = condition_of(here)
+        for column, sigma in enumerate(sigmas):
+            weight = float(edm_weight(torch.tensor(sigma, dtype=torch.float64), sigma_data))
+            for number in range(num_noises):
                 z = _noise(x0.shape[1:], sample_ids[here], sigma, number, seed)
-                part = None if labels is None else labels[here]
-                out[here, column] += _loss(denoiser, x0[here], z, sigma, part)
+                out[here, column] += weight * _error(denoiser, x0[here], z, sigma, condition)
     return out / num_noises
 
 
 def evaluate_reference(
-    denoiser: Denoiser,
+    model: Model,
     images: ReferenceImages,
     config: HeldOutConfig,
     checkpoint: str,
     label_names: Sequence[str] = (),
 ) -> HeldOutLoss:
-    """Measure a denoiser on reference images and sum it up.
+    """Measure a model on reference images and sum it up.
 
     Args:
-        denoiser: the model.
+        model: of pixels or latents, with whatever condition; in evaluation mode.
         images: of the reference set named in `config`.
         config: levels and noisings.
         checkpoint: name of the weights, for the record.
         label_names: the model's classes; empty if unconditional.
 
     Raises:
-        BadInput: the model is conditional and an image has no label that it knows.
+        BadInput: the model is conditional, and an image has no label that it knows or no caption.
     """
+    sigma_data = model.parameterisation.sigma_data
     losses = heldout_loss(
-        denoiser,
+        model.denoiser,
         to_x0(images.pixels),
         images.sample_ids,
         config.sigmas,
         config.num_noises,
         config.seed,
-        label_numbers(images.label_names, label_names, "reference images"),
+        sigma_data=sigma_data,
+        condition_of=_conditions(model, images, label_names),
     )
-    weight = edm_weight(torch.tensor(config.sigmas, dtype=torch.float64), SIGMA_DATA).numpy()
+    weight = edm_weight(torch.tensor(config.sigmas, dtype=torch.float64), sigma_data).numpy()
     error = _standard_error(losses)
     return HeldOutLoss(
         reference_set=config.reference_set,
@@ -134,6 +149,7 @@ def evaluate_reference(
         unweighted_standard_error=(error / weight).tolist(),
         total=float(losses.sum(axis=1).mean()),
         total_standard_error=float(_standard_error(losses.sum(axis=1))),
+        sigma_data=sigma_data,
         sample_rows=images.sample_rows.tolist(),
         per_image=losses.tolist(),
     )
@@ -156,13 +172,11 @@ def evaluate(root: Root, run_id: str, reference_set: str = "evaluation") -> Held
     images = read_reference_images(
         root,
         reference_set,
-        model.config.transform,
+        space_of(model.config),
         root.tables.versions(READ_TABLES),
         config.max_images,
     )
-    loss = evaluate_reference(
-        model.denoiser, images, config, model.checkpoint.name, model.label_names
-    )
+    loss = evaluate_reference(model.model, images, config, model.checkpoint.name, model.label_names)
     keep_heldout(root.runs / run_id, loss)
     return loss
 
@@ -194,20 +208,41 @@ def _noise(
     )
 
 
-def _loss(
-    denoiser: Denoiser,
+def _error(
+    denoiser: nn.Module,
     x0: NDArray[np.float32],
     z: NDArray[np.float32],
     sigma: float,
-    labels: NDArray[np.int64] | None,
+    condition: Condition | None,
 ) -> NDArray[np.float64]:
     device = device_of(denoiser)
     clean = torch.from_numpy(x0).to(device)
     level = torch.full((len(x0),), sigma, device=device)
-    classes: Tensor | None = None if labels is None else torch.from_numpy(labels).to(device)
     x_t = clean + sigma * torch.from_numpy(z).to(device)
-    loss = denoising_loss(denoiser(x_t, level, classes), clean, level)
-    return loss.double().cpu().numpy()
+    error = squared_error(denoiser(x_t, level, condition), clean)
+    return error.double().cpu().numpy()
+
+
+def _conditions(
+    model: Model, images: ReferenceImages, label_names: Sequence[str]
+) -> Callable[[slice], Condition | None]:
+    """Return what gives the condition of some of the images."""
+    conditioner = model.conditioner
+    if conditioner is None:
+        return lambda _: None
+    numbers = label_numbers(images.label_names, label_names, "reference images")
+    labels = None if numbers is None else torch.from_numpy(numbers).to(device_of(model.denoiser))
+
+    def of(here: slice) -> Condition:
+        return conditioner.encode(
+            labels=None if labels is None else labels[here], captions=images.captions[here]
+        )
+
+    return of
+
+
+def _batch_size(shape: Sequence[int]) -> int:
+    return max(1, min(_MAX_BATCH, _MAX_NUMBERS // int(np.prod(shape))))
 
 
 def _standard_error(values: NDArray[np.float64]) -> NDArray[np.float64]:

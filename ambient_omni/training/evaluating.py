@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from accelerate import Accelerator
 
 from ambient_omni.data.training_data import ReferenceImages
 from ambient_omni.evaluation import HeldOutLoss, evaluate_reference
 from ambient_omni.generation.grids import save_grid
 from ambient_omni.generation.sampling import sample_images
-from ambient_omni.models.preconditioning import Denoiser
 from ambient_omni.training.engine import Engine
 from ambient_omni.training.models import space_of
 from ambient_omni.training.run_record import RunRecord
@@ -45,7 +42,7 @@ class Evaluator:
             return None
         with engine.averaged() as model:
             return evaluate_reference(
-                cast(Denoiser, model.denoiser),
+                model,
                 self._images,
                 self._run.config.held_out,
                 checkpoint,
