@@ -25,28 +25,28 @@ class Audited:
 
     sigma_min (N,), NaN = at no high level; window (N,), 0 = none; floor (N,): no sample may be used
     below it and outside its window. It is κ·sigma_min, or under soft floors the level below which
-    acceptance is negligible. `groups`: kind (source, label) to names and (N,) int64 numbers.
+    acceptance is negligible. `groups`: kind (source, label) to names and (N,) numbers.
     """
 
     sample_rows: NDArray[np.int64]
-    sigma_min: NDArray[np.float64]
-    window: NDArray[np.float64]
+    sigma_min: NDArray[np.floating]
+    window: NDArray[np.floating]
     floor: NDArray[np.float64]
-    groups: Mapping[str, tuple[tuple[str, ...], NDArray[np.int64]]] = field(default_factory=dict)
+    groups: Mapping[str, tuple[tuple[str, ...], NDArray[np.integer]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, data: TrainingData, kappa: float) -> Audited:
         """Return what a run on `data` is held to, at the margin κ of its objective."""
         levels = data.annotations
         minimum = levels.sigma_min
-        groups = {}
+        groups: dict[str, tuple[tuple[str, ...], NDArray[np.integer]]] = {}
         if data.labels is not None:
             groups["label"] = (data.label_names, data.labels)
         return cls(
             sample_rows=data.sample_rows,
             sigma_min=minimum,
             window=levels.sigma_max,
-            floor=np.where(np.isnan(minimum), np.inf, kappa * minimum),
+            floor=np.where(np.isnan(minimum), np.inf, kappa * minimum.astype(np.float64)),
             groups=groups,
         )
 
@@ -164,7 +164,7 @@ def bucket_names() -> list[str]:
 
 def _per_group(
     names: tuple[str, ...],
-    numbers: NDArray[np.int64],
+    numbers: NDArray[np.integer],
     was_seen: NDArray[np.bool_],
     drawn: Mapping[str, int],
 ) -> dict[str, dict[str, float]]:
@@ -189,6 +189,6 @@ def _per_group(
     return {**{name: value for name, value in gone.items() if name not in out}, **out}
 
 
-def _bucket_of(sigma_min: NDArray[np.float64]) -> NDArray[np.int64]:
+def _bucket_of(sigma_min: NDArray[np.floating]) -> NDArray[np.int64]:
     bucket = np.searchsorted(_MIN_EDGES, sigma_min, side="left")
     return np.where(np.isnan(sigma_min), len(_MIN_EDGES), bucket).astype(np.int64)

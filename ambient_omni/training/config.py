@@ -210,6 +210,11 @@ class TrainConfig(Frozen):
         return self.condition.kind == "label"
 
     @property
+    def condition_dropout(self) -> float:
+        """Share of the images that are trained without their condition."""
+        return 0.0 if self.condition.kind == "none" else self.condition.dropout
+
+    @property
     def num_steps(self) -> int:
         """Steps that the budget makes, at least one."""
         return -(-self.num_images // self.batch_size)

@@ -22,7 +22,7 @@ from ambient_omni.training.audit import Audit, Audited
 from ambient_omni.training.config import TrainConfig
 from ambient_omni.training.engine import Engine
 from ambient_omni.training.evaluating import Evaluator
-from ambient_omni.training.models import new_model
+from ambient_omni.training.models import new_model, space_of
 from ambient_omni.training.reporting import Reporter
 from ambient_omni.training.run_record import RunRecord
 from ambient_omni.training.saving import Progress, Saver
@@ -84,12 +84,11 @@ class Trainer:
         self._run, self._accelerator, self._show = run, accelerator, show
         self._positions = distribution.share(config.batch_size, accelerator)
         self._data = data = open_training_data(run.root, config, run.versions)
-        dropout = 0.0 if config.condition.kind == "none" else config.condition.dropout
-        self._batches = BatchMaker(data, config, dropout)
+        self._batches = BatchMaker(data, config, config.condition_dropout)
         images = read_reference_images(
             run.root,
             config.held_out.reference_set,
-            config.transform,
+            space_of(config),
             run.versions,
             config.held_out.max_images,
         )
