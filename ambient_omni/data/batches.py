@@ -149,10 +149,11 @@ class BatchMaker:
         config, data = self._config, self.data
         here = slice(positions.start, positions.stop)
         index, sigma = draw.index[here], draw.sigma[here]
-        x0 = to_x0(data.packs.take(data.pack_index[index]))
+        x0 = to_x0(data.packs.take(data.rows_of_pack(index)))
         hidden = hidden_level(sigma, self.usable.floor_of(index), config.objective, config.kappa)
         fixed = self._fixed_noise(index, x0.shape[1:]) if hidden.any() else None
-        if config.horizontal_flip:
+        # A mirrored latent is not the latent of the mirrored image.
+        if config.horizontal_flip and data.packs.dtype == np.uint8:
             mirrored = rng.uniform(config.batch_size, config.seed, "flip", step)[here] < 0.5
             # The fixed noise belongs to the stored image, so it is mirrored with it.
             for images in (x0, fixed):
@@ -165,14 +166,18 @@ class BatchMaker:
             hidden=torch.from_numpy(hidden.astype(np.float32)),
             fresh=torch.from_numpy(fresh),
             fixed=None if fixed is None else torch.from_numpy(fixed),
-            labels=None if data.labels is None else torch.from_numpy(data.labels[index]),
-            captions=None,
+            labels=self._labels(index),
+            captions=None if data.captions is None else data.captions.take(index),
             drop_condition=self._dropped(step, here),
             index=torch.from_numpy(index),
             sample_rows=torch.from_numpy(data.sample_rows[index]),
             sample_ids=data.sample_ids.names(index),
             noise_seeds=torch.from_numpy(self._noise_seeds(step, positions)),
         )
+
+    def _labels(self, index: NDArray[np.int64]) -> Tensor | None:
+        labels = self.data.labels
+        return None if labels is None else torch.from_numpy(labels[index].astype(np.int64))
 
     def _noise_seeds(self, step: int, positions: range) -> NDArray[np.uint64]:
         return np.arange(positions.start, positions.stop, dtype=np.uint64) + np.uint64(

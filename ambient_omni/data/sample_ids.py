@@ -17,11 +17,11 @@ class SampleIds:
         self.raw = raw
 
     @classmethod
-    def of_hex(cls, names: pa.ChunkedArray | pa.Array) -> SampleIds:
+    def of_hex(cls, names: pa.ChunkedArray) -> SampleIds:
         """Make it from hexadecimal ids, as tables hold them."""
-        chunks = names.chunks if isinstance(names, pa.ChunkedArray) else [names]
-        parts = [parse_hex(chunk) for chunk in chunks]
-        return cls(np.concatenate([np.empty((0, NUM_BYTES), np.uint8), *parts]))
+        raw = np.empty((len(names), NUM_BYTES), np.uint8)
+        parse_hex_into(names, raw)
+        return cls(raw)
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -41,12 +41,19 @@ class SampleIds:
         return leading.view(">u8")[:, 0].astype(np.uint64)
 
 
-def parse_hex(names: pa.Array) -> NDArray[np.uint8]:
-    """Return the bytes (N, 32) of ids written as 64 hexadecimal digits.
+def parse_hex_into(names: pa.ChunkedArray, out: NDArray[np.uint8]) -> None:
+    """Write the bytes of ids, 64 hexadecimal digits each, to `out` (N, 32).
 
     Raises:
         ValueError: an id is null or has another length.
     """
+    filled = 0
+    for chunk in names.chunks:
+        out[filled : filled + len(chunk)] = _parse_hex(chunk)
+        filled += len(chunk)
+
+
+def _parse_hex(names: pa.Array) -> NDArray[np.uint8]:
     if not len(names):
         return np.empty((0, NUM_BYTES), np.uint8)
     names = names.cast(pa.large_string())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,15 +12,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ambient_omni.data.annotations import Annotations, read_annotations
-from ambient_omni.data.packs import PackSet
-from ambient_omni.data.sample_ids import SampleIds
-from ambient_omni.data.transforms import Transform
-from ambient_omni.training.config import TrainConfig
+from ambient_omni.data.columns import CodeColumn, RowOrder, Texts, scratch_bytes
+from ambient_omni.data.packs import PackSet, Space
+from ambient_omni.data.sample_ids import NUM_BYTES, SampleIds, parse_hex_into
+from ambient_omni.noise.usable import CHUNK
 from schemas.errors import BadInput, NotEnoughReferences
 from schemas.ids import canonical_hash, hash_fraction
 from schemas.reference_sets import HELD_OUT
 from schemas.root import Root
 from schemas.tables import Snapshot
+
+if TYPE_CHECKING:
+    from ambient_omni.training.config import TrainConfig
 
 READ_TABLES = ("samples", "reference_sets", "noise_annotations")
 
@@ -58,74 +62,162 @@ def held_out(root: Root, versions: Versions) -> HeldOut:
 class TrainingData:
     """N training samples in the order of sample_row, with everything a step looks up.
 
-    sample_rows (N,) int64; pack_index (N,) int64 positions in `packs`; labels (N,) int64 or None.
+    sample_rows (N,) int64; sources (N,) and labels (N,), numbers in the smallest type, by name in
+    source_names and label_names; labels and captions are None where nothing is conditioned on them.
     """
 
     packs: PackSet
     sample_rows: NDArray[np.int64]
-    pack_index: NDArray[np.int64]
     sample_ids: SampleIds
     annotations: Annotations
-    labels: NDArray[np.int64] | None
+    sources: NDArray[np.unsignedinteger]
+    source_names: tuple[str, ...]
+    labels: NDArray[np.unsignedinteger] | None
     label_names: tuple[str, ...]
+    captions: Texts | None
     num_held_out: int
 
     def __len__(self) -> int:
         return len(self.sample_rows)
 
+    def rows_of_pack(self, index: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return the positions of samples in `packs`."""
+        if self.sample_rows is self.packs.sample_rows:
+            return np.asarray(index, np.int64)
+        return self.packs.index_of(self.sample_rows[index])
 
-def open_training_data(root: Root, config: TrainConfig, versions: Versions) -> TrainingData:
+
+def open_training_data(
+    root: Root, config: TrainConfig, versions: Versions, space: Space | None = None
+) -> TrainingData:
     """Open packs and annotations of a run at pinned versions, exclusions applied.
 
+    Args:
+        root: where the tables and packs are.
+        config: of the run.
+        versions: table versions.
+        space: what the rows of the packs are; the run's transform by default.
+
     Raises:
-        BadInput: the batches hold no sample, or labels are asked for and missing.
+        BadInput: the batches hold no sample, or labels or captions are asked for and missing.
         AnnotationMissing: a sample has no row under the policy.
         NoiseSpaceMismatch: the policy's levels are of another noise space.
         PackMissing: a batch has no complete pack of the transform.
     """
-    samples = _open(root, "samples", versions).read(
-        ["sample_row", "sample_id", "label"], {"ingest_batch": list(config.batches)}
+    found = _Samples(root, config, versions)
+    rows = found.rows
+    packs = PackSet.open(root.packs, space or config.transform, config.batches)
+    if np.array_equal(rows, packs.sample_rows):
+        rows = packs.sample_rows
+    for begin in range(0, len(rows), CHUNK):
+        packs.index_of(rows[begin : begin + CHUNK])
+    # The pixels first: a transform whose pack exists in another noise space than the levels.
+    annotations = read_annotations(
+        _open(root, "noise_annotations", versions),
+        config.policy_id,
+        config.batches,
+        rows,
+        (space or config.transform).noise_space,
+        with_slope=config.sampling.soft_floors,
     )
-    apart = pa.array(sorted(held_out(root, versions).sample_ids), pa.string())
-    trained = samples.filter(pc.invert(pc.is_in(samples["sample_id"], value_set=apart)))
-    if not trained.num_rows:
-        raise BadInput(
-            f"the batches {', '.join(config.batches)} hold no sample to train on "
-            f"({samples.num_rows} are held out): ingest images or name other batches"
-        )
-    rows = trained["sample_row"].to_numpy()
-    packs = PackSet.open(root.packs, config.transform, config.batches)
-    labels, names = _labels(trained) if config.conditional else (None, ())
+    sources, source_names = found.sources.finish()
+    labels, label_names = found.label_numbers()
     return TrainingData(
         packs=packs,
         sample_rows=rows,
-        pack_index=packs.index_of(rows),
-        sample_ids=SampleIds.of_hex(trained["sample_id"]),
-        annotations=read_annotations(
-            _open(root, "noise_annotations", versions),
-            config.policy_id,
-            config.batches,
-            rows,
-            config.transform.noise_space,
-        ),
+        sample_ids=SampleIds(found.ids),
+        annotations=annotations,
+        sources=sources,
+        source_names=source_names,
         labels=labels,
-        label_names=names,
-        num_held_out=samples.num_rows - trained.num_rows,
+        label_names=label_names,
+        captions=found.captions,
+        num_held_out=found.num_held_out,
     )
+
+
+class _Samples:
+    """The samples of a run's batches but the held-out ones, read column by column.
+
+    rows (N,) int64; ids (N, 32) uint8; the rest as `TrainingData` has it.
+    """
+
+    def __init__(self, root: Root, config: TrainConfig, versions: Versions) -> None:
+        self._kind = config.condition.kind
+        order = RowOrder(_open(root, "samples", versions), {"ingest_batch": list(config.batches)})
+        rows = np.empty(order.max_rows, np.int64)
+        ids = scratch_bytes((order.max_rows, NUM_BYTES), root.work / "scratch")
+        self.sources, self._labels = CodeColumn(), CodeColumn()
+        self.captions = Texts(root.work / "scratch") if self._kind == "caption" else None
+        self.num_held_out = filled = 0
+        apart = pa.array(sorted(held_out(root, versions).sample_ids), pa.string())
+        for part in order.parts(["sample_id", "source", *self._asked_for], ["source", "label"]):
+            kept = part
+            if len(apart):
+                kept = part.filter(pc.invert(pc.is_in(part["sample_id"], value_set=apart)))
+            end = filled + kept.num_rows
+            rows[filled:end] = kept["sample_row"].to_numpy()
+            parse_hex_into(kept["sample_id"], ids[filled:end])
+            self._add_columns(kept)
+            self.num_held_out += part.num_rows - kept.num_rows
+            filled = end
+        if not filled:
+            raise BadInput(
+                f"the batches {', '.join(config.batches)} hold no sample to train on "
+                f"({self.num_held_out} are held out): ingest images or name other batches"
+            )
+        self.rows, self.ids = rows[:filled], ids[:filled]
+
+    @property
+    def _asked_for(self) -> list[str]:
+        return [] if self._kind == "none" else [self._kind]
+
+    def _add_columns(self, part: pa.Table) -> None:
+        self.sources.add(part["source"])
+        if self._kind == "label":
+            self._labels.add(part["label"])
+        if self.captions is not None:
+            _require_captions(part)
+            self.captions.add(part["caption"])
+
+    def label_numbers(self) -> tuple[NDArray[np.unsignedinteger] | None, tuple[str, ...]]:
+        if self._kind != "label":
+            return None, ()
+        if self._labels.num_missing:
+            raise BadInput(
+                f"{self._labels.num_missing} of {len(self.rows)} samples have no label: ingest "
+                "with labels, or train without `condition`"
+            )
+        return self._labels.finish()
+
+
+def _require_captions(part: pa.Table) -> None:
+    # A run that asks for captions must not learn from the empty text where there is none.
+    missing = part.filter(pc.is_null(part["caption"]))
+    if missing.num_rows:
+        raise BadInput(
+            f"samples without a caption, the first is {missing['sample_id'][0].as_py()} "
+            f"(sample_row {missing['sample_row'][0].as_py()}): ingest with captions, leave the "
+            "batch out, or train without `condition`"
+        )
 
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """Images of a reference set: pixels uint8 (N, H, W, C), with ids and labels."""
+    """Images of a reference set, with ids, labels and captions.
 
-    pixels: NDArray[np.uint8]
+    pixels: rows of their packs, uint8 (N, H, W, C); of latents float16 (N, C, H, W).
+    """
+
+    pixels: NDArray[Any]
     sample_rows: NDArray[np.int64]
     sample_ids: tuple[str, ...]
     label_names: tuple[str | None, ...]
+    captions: tuple[str | None, ...]
 
 
 def read_reference_images(
-    root: Root, reference_set: str, transform: Transform, versions: Versions, max_images: int
+    root: Root, reference_set: str, transform: Space, versions: Versions, max_images: int
 ) -> ReferenceImages:
     """Read images of a reference set from their packs, at most `max_images`, chosen by content.
 
@@ -144,7 +236,7 @@ def read_reference_images(
             f"the reference set {reference_set!r} is empty: define it before training"
         )
     samples = _open(root, "samples", versions).read(
-        ["sample_row", "sample_id", "ingest_batch", "label"], {"sample_row": rows}
+        ["sample_row", "sample_id", "ingest_batch", "label", "caption"], {"sample_row": rows}
     )
     order = [hash_fraction(i, "held-out-loss") for i in samples["sample_id"].to_pylist()]
     chosen = samples.take(np.sort(np.argsort(order, kind="stable")[:max_images]))
@@ -156,6 +248,7 @@ def read_reference_images(
         sample_rows=chosen_rows,
         sample_ids=tuple(chosen["sample_id"].to_pylist()),
         label_names=tuple(chosen["label"].to_pylist()),
+        captions=tuple(chosen["caption"].to_pylist()),
     )
 
 
@@ -177,17 +270,6 @@ def label_numbers(
             "label them, or train without `conditional`"
         )
     return np.array([number[name] for name in names if name is not None], np.int64)
-
-
-def _labels(samples: pa.Table) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    missing = samples["label"].null_count
-    if missing:
-        raise BadInput(
-            f"{missing} of {samples.num_rows} samples have no label: ingest with labels, or set "
-            "conditional: false"
-        )
-    names = sorted(pc.unique(samples["label"]).to_pylist())
-    return pc.index_in(samples["label"], pa.array(names)).to_numpy().astype(np.int64), tuple(names)
 
 
 def _open(root: Root, name: str, versions: Versions) -> Snapshot:

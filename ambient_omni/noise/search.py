@@ -47,14 +47,14 @@ class SortedPrefixes:
             block = np.searchsorted(self._top[begin:end], level, side="right") + begin
         else:
             block = first_above(self._top.__getitem__, low_block, high_block, level)
-        place: Places = first_above(
+        place = first_above(
             lambda places: self._value(self._order[places]),
             np.maximum((block - 1) * _BLOCK, low),
             np.minimum(block * _BLOCK, high),
             level,
         )
-        before: Places = self.starts[stratum]
-        return np.subtract(place, before)
+        count: Places = place - self.starts[stratum]
+        return count
 
     def lowest(self) -> Levels:
         """Return the smallest value of each stratum, (T,): -inf where samples precede all levels.
@@ -69,7 +69,8 @@ class SortedPrefixes:
 
     def sample(self, stratum: Places, rank: Places) -> Places:
         """Return the samples that stand at a rank of their stratum, int64 (B,)."""
-        return self._order[self.starts[stratum] + rank].astype(np.int64)
+        chosen: Places = self._order[self.starts[stratum] + rank].astype(np.int64)
+        return chosen
 
 
 def first_above(
