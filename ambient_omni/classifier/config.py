@@ -144,7 +144,7 @@ class ClassifierConfig(Frozen):
         "also any order of the colours, so that few references are harder to learn by heart.",
     )
     order: OrderConfig = OrderConfig()
-    sigma_low: float = Field(default=0.04, gt=0, description="Lowest level of the curves.")
+    sigma_low: float = Field(default=0.02, gt=0, description="Lowest level of the curves.")
     sigma_high: float = Field(default=10.0, gt=0, description="Highest level of the curves.")
     num_levels: int = Field(default=18, ge=3, description="Levels, even steps in ln sigma.")
     num_noises: int = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ambient_omni.classifier.config import ClassifierConfig
+from ambient_omni.classifier.groups import groups_of, named
 from ambient_omni.data.packs import PackSet
 from ambient_omni.data.transforms import Transform
 from schemas.errors import BadInput, NotEnoughReferences
@@ -22,28 +23,31 @@ from schemas.root import Root
 MIN_TRUSTED = 32
 MIN_VALIDATION = 8
 MIN_POOL_PER_FOLD = 16
-_COLUMNS = ["sample_row", "sample_id", "ingest_batch"]
+_COLUMNS = ["sample_row", "sample_id", "ingest_batch", "parent_sample_id"]
 
 
-def fold_of(sample_id: str, num_folds: int) -> int:
-    """Return the fold that grades an image: by its bytes, so twins in two batches share it."""
-    return int(hash_fraction(sample_id, "classifier-fold") * num_folds)
+def fold_of(group: str, num_folds: int) -> int:
+    """Return the fold that grades an image: by its group, so that no twin of it was trained on."""
+    return int(hash_fraction(group, "classifier-fold") * num_folds)
 
 
 @dataclass(frozen=True)
 class Members:
-    """Some samples: `sample_rows` (N,), `sample_ids` and the batches that hold them."""
+    """Some samples: `sample_rows` (N,), `sample_ids`, their groups, and the batches with them."""
 
     sample_rows: NDArray[np.int64]
     sample_ids: tuple[str, ...]
+    groups: tuple[str, ...]
     batches: tuple[str, ...]
 
     @classmethod
-    def of(cls, samples: pa.Table) -> Members:
+    def of(cls, samples: pa.Table, groups: Mapping[str, str]) -> Members:
         """Take them from rows of the samples table."""
+        names = tuple(samples["sample_id"].to_pylist())
         return cls(
             samples["sample_row"].to_numpy(),
-            tuple(samples["sample_id"].to_pylist()),
+            names,
+            named(names, groups),
             tuple(sorted(pc.unique(samples["ingest_batch"]).to_pylist())),
         )
 
@@ -57,16 +61,17 @@ class Members:
             PackMissing: a batch has no complete pack of the transform.
         """
         packs = PackSet.open(root.packs, transform, self.batches)
-        return PackedImages(packs, packs.index_of(self.sample_rows), self.sample_ids)
+        return PackedImages(packs, packs.index_of(self.sample_rows), self.sample_ids, self.groups)
 
 
 @dataclass(frozen=True)
 class PackedImages:
-    """N images in packs, by position; `sample_ids` in the same order."""
+    """N images in packs, by position; `sample_ids` and `groups` in the same order."""
 
     packs: PackSet
     index: NDArray[np.int64]
     sample_ids: tuple[str, ...]
+    groups: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -78,7 +83,12 @@ class PackedImages:
     def subset(self, positions: NDArray[np.integer]) -> PackedImages:
         """Return some of them."""
         names = tuple(self.sample_ids[i] for i in positions)
-        return PackedImages(self.packs, self.index[positions], names)
+        groups = tuple(self.groups[i] for i in positions)
+        return PackedImages(self.packs, self.index[positions], names, groups)
+
+    def without(self, groups: Collection[str]) -> PackedImages:
+        """Return those that belong to none of some groups."""
+        return self.subset(np.flatnonzero([group not in groups for group in self.groups]))
 
     def first_by_content(self, count: int) -> PackedImages:
         """Return at most `count` of them: always the same ones, whatever else is there."""
@@ -93,13 +103,16 @@ class ClassifierData:
     trusted: Members
     validation: Members
     pool: Members
+    twins: Mapping[str, str]
+    """Group by sample_id, of those that do not stand alone."""
 
     @classmethod
     def read(cls, root: Root, pool_batches: Sequence[str], reference_set: str) -> ClassifierData:
         """Read who is who.
 
         Images of the pool whose bytes also stand in a reference set are left out: they are no
-        evidence of what the pool looks like, and held-out ones are never trained on.
+        evidence of what the pool looks like, and held-out ones are never trained on. The same
+        goes for near-duplicates of held-out references, in the pool and among the positives.
 
         Raises:
             NotEnoughReferences: too few to train on, or to check the classifier with.
@@ -113,8 +126,18 @@ class ClassifierData:
         pool = pool.filter(
             pc.invert(pc.is_in(pool["sample_id"], pa.array(sorted(known), pa.string())))
         )
+        tables = [*members.values(), pool]
+        groups = groups_of(root, pa.concat_tables([t.select(_COLUMNS) for t in tables]))
+        held_out = {
+            groups.get(name, name)
+            for held in HELD_OUT
+            for name in members[held]["sample_id"].to_pylist()
+        }
         found = cls(
-            Members.of(members[reference_set]), Members.of(members[VALIDATION]), Members.of(pool)
+            Members.of(_outside(members[reference_set], groups, held_out), groups),
+            Members.of(members[VALIDATION], groups),
+            Members.of(_outside(pool, groups, held_out), groups),
+            groups,
         )
         found._require_enough(reference_set, pool_batches)
         return found
@@ -129,6 +152,7 @@ class ClassifierData:
                 "validation": canonical_hash(sorted(self.validation.sample_ids)),
                 "pool": canonical_hash(sorted(self.pool.sample_ids)),
             }
+            | ({"twins": canonical_hash(self.twins)} if self.twins else {})
         )
 
     def _require_enough(self, reference_set: str, pool_batches: Sequence[str]) -> None:
@@ -146,6 +170,11 @@ class ClassifierData:
                 f"the pool ({', '.join(pool_batches)}) has {len(self.pool)} images that are no "
                 f"references; a noise classifier needs {2 * MIN_POOL_PER_FOLD}: ingest more"
             )
+
+
+def _outside(samples: pa.Table, groups: Mapping[str, str], held_out: set[str]) -> pa.Table:
+    names = samples["sample_id"].to_pylist()
+    return samples.filter(pa.array([groups.get(n, n) not in held_out for n in names], pa.bool_()))
 
 
 def _members(root: Root, reference_set: str) -> pa.Table:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ambient_omni.classifier.annotators import Curves, Grid
 from ambient_omni.classifier.calibration import Calibration, calibrate
 from ambient_omni.classifier.config import ClassifierConfig, GridConfig, TrainClassifierJob
 from ambient_omni.classifier.data import ClassifierData, PackedImages, fold_of
+from ambient_omni.classifier.groups import named
 from ambient_omni.classifier.network import NoiseClassifierNetwork
 from ambient_omni.classifier.positive_control import judge_control, plant, require_found, separation
 from ambient_omni.classifier.training import answer, grade, noise_bank, train_fold
@@ -59,13 +60,20 @@ class NoiseClassifier:
     """K networks that grade images at levels `sigmas` (L,), each those that it did not see."""
 
     def __init__(
-        self, config: ClassifierConfig, noise_space: str, folds: Sequence[Fold], classifier_id: str
+        self,
+        config: ClassifierConfig,
+        noise_space: str,
+        folds: Sequence[Fold],
+        classifier_id: str,
+        twins: Mapping[str, str] | None = None,
     ) -> None:
+        """`twins`: group by sample_id of images that do not stand alone; see `groups`."""
         self.config = config
         self.noise_space = noise_space
         self.classifier_id = classifier_id
         self.sigmas = config.sigmas
         self._folds = tuple(folds)
+        self._twins = twins or {}
 
     @property
     def num_folds(self) -> int:
@@ -74,7 +82,8 @@ class NoiseClassifier:
 
     def folds_of(self, sample_ids: Sequence[str]) -> NDArray[np.int32]:
         """Return the (B,) folds that may grade images."""
-        return np.array([fold_of(name, self.num_folds) for name in sample_ids], np.int32)
+        groups = named(sample_ids, self._twins)
+        return np.array([fold_of(group, self.num_folds) for group in groups], np.int32)
 
     def curves(
         self,
@@ -187,7 +196,8 @@ def train_classifier(
         maker = _Maker(root, config, transform, data, root.classifiers / classifier_id)
         folds = [maker.fold(number) for number in range(config.num_folds)]
         measured = maker.measure(folds)
-        _store(root, classifier_id, config, transform, [fold.calibration for fold in folds])
+        calibrations = [fold.calibration for fold in folds]
+        _store(root, classifier_id, config, transform, calibrations, data.twins)
         row = {
             "classifier_id": classifier_id,
             "question": "reference_against_pool",
@@ -231,7 +241,7 @@ def load(root: Root, classifier_id: str) -> NoiseClassifier:
         network = _load_network(folder / _fold_file(number), config, meta["channels"])
         calibration = Calibration(**{name: np.array(values) for name, values in arrays.items()})
         folds.append(Fold(network, calibration))
-    return NoiseClassifier(config, rows[0]["noise_space"], folds, classifier_id)
+    return NoiseClassifier(config, rows[0]["noise_space"], folds, classifier_id, meta["twins"])
 
 
 def transform_of(root: Root, classifier_id: str) -> Transform:
@@ -265,7 +275,7 @@ class _Maker:
         self._channels = transform.shape[2]
         self._noises = noise_bank(config, (self._channels, *transform.shape[:2]))
         self._fold_of_pool = np.array(
-            [fold_of(name, config.num_folds) for name in data.pool.sample_ids]
+            [fold_of(group, config.num_folds) for group in data.pool.groups]
         )
         self._graded_pool: list[NDArray[np.float64]] = []
         self._graded_validation: list[NDArray[np.float64]] = []
@@ -275,9 +285,11 @@ class _Maker:
         file = self._folder / _fold_file(number)
         if not file.exists():
             seen = self._pool.subset(np.flatnonzero(self._fold_of_pool != number))
-            _save(train_fold(self._trusted, seen, self._config, number), file)
+            # A reference that has a twin in the fold would teach its network that twin.
+            trusted = self._trusted.without(set(self._unseen(number).groups))
+            _save(train_fold(trusted, seen, self._config, number), file)
         network = _load_network(file, self._config, self._channels)
-        unseen = self._pool.subset(np.flatnonzero(self._fold_of_pool == number))
+        unseen = self._unseen(number)
         unseen = unseen.first_by_content(self._config.max_graded_images)
         if not len(unseen):
             raise BadInput(f"no image of the pool falls into fold {number}: use fewer folds")
@@ -286,6 +298,9 @@ class _Maker:
         self._graded_pool.append(calibration.apply(pool))
         self._graded_validation.append(calibration.apply(validation))
         return Fold(network, calibration)
+
+    def _unseen(self, number: int) -> PackedImages:
+        return self._pool.subset(np.flatnonzero(self._fold_of_pool == number))
 
     def measure(self, folds: Sequence[Fold]) -> dict[str, Any]:
         """Return the row's figures of what the folds can tell.
@@ -367,6 +382,7 @@ def _store(
     config: ClassifierConfig,
     transform: Transform,
     calibrations: Sequence[Calibration],
+    twins: Mapping[str, str],
 ) -> None:
     write_json(
         root.classifiers / classifier_id / _META,
@@ -374,6 +390,7 @@ def _store(
             "config": config.model_dump(mode="json"),
             "transform": transform.model_dump(mode="json"),
             "channels": transform.shape[2],
+            "twins": dict(twins),
             "calibrations": [
                 {"scale": c.scale.tolist(), "offset": c.offset.tolist()} for c in calibrations
             ],

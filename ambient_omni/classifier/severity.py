@@ -43,8 +43,9 @@ def plant_chains(
 ) -> NDArray[np.uint8]:
     """Return uint8 (count, S, H, W, C): images undamaged first, then ever worse by one kind.
 
-    Severities of a chain are drawn evenly in the logarithm; what is random in the damage
-    (directions, noise) is the same along a chain.
+    Severities are drawn evenly in the logarithm for every other chain and evenly for the rest, so
+    that both ends of the range are met; what is random in the damage (directions, noise) is the
+    same along a chain.
     """
     kinds = list(ranges)
     chosen = rng.generator(seed, "chains", fold).integers(len(images), size=count)
@@ -53,9 +54,11 @@ def plant_chains(
         kind = kinds[number % len(kinds)]
         places = np.sort(rng.uniform(CHAIN_LENGTH - 1, seed, "chain-places", fold, number))
         low, high = ranges[kind]
+        is_even = number // len(kinds) % 2
+        severities = low + places * (high - low) if is_even else low * (high / low) ** places
         worse = [
-            damage(kind, low * (high / low) ** place, image, _chain_draw(seed, fold, number))
-            for place in places
+            damage(kind, float(severity), image, _chain_draw(seed, fold, number))
+            for severity in severities
         ]
         chains.append(np.stack([image, *worse]))
     return np.stack(chains)
