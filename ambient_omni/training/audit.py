@@ -39,7 +39,9 @@ class Audited:
         """Return what a run on `data` is held to, at the margin κ of its objective."""
         levels = data.annotations
         minimum = levels.sigma_min
-        groups: dict[str, tuple[tuple[str, ...], NDArray[np.integer]]] = {}
+        groups: dict[str, tuple[tuple[str, ...], NDArray[np.integer]]] = {
+            "source": (data.source_names, data.sources)
+        }
         if data.labels is not None:
             groups["label"] = (data.label_names, data.labels)
         return cls(

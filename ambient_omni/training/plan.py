@@ -19,7 +19,7 @@ from ambient_omni.noise.usable import Levels, Usable, effective_samples_per_grou
 from ambient_omni.training import distribution
 from ambient_omni.training.config import TrainConfig
 from ambient_omni.training.engine import Engine
-from ambient_omni.training.models import new_model
+from ambient_omni.training.models import new_model, space_of
 from ambient_omni.training.run_record import RunRecord
 from schemas.root import Root
 
@@ -45,9 +45,9 @@ def describe(root: Root, config: TrainConfig) -> str:
     """
     run = RunRecord.of(root, config)
     config = run.config
-    data = open_training_data(root, config, run.versions)
+    data = open_training_data(root, config, run.versions, space_of(config))
     maker = BatchMaker(data, config, config.condition_dropout)
-    model = new_model(config, len(data.label_names))
+    model = new_model(config, len(data.label_names), data.packs.sigma_data)
     weights = num_parameters(model.denoiser)
     trained = sum(parameter.numel() for parameter in model.trainable().values())
     accelerator = distribution.make_accelerator(config)

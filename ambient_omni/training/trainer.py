@@ -83,7 +83,7 @@ class Trainer:
         config = self._config = run.config
         self._run, self._accelerator, self._show = run, accelerator, show
         self._positions = distribution.share(config.batch_size, accelerator)
-        self._data = data = open_training_data(run.root, config, run.versions)
+        self._data = data = open_training_data(run.root, config, run.versions, space_of(config))
         self._batches = BatchMaker(data, config, config.condition_dropout)
         images = read_reference_images(
             run.root,
@@ -92,7 +92,7 @@ class Trainer:
             run.versions,
             config.held_out.max_images,
         )
-        model = new_model(config, len(data.label_names))
+        model = new_model(config, len(data.label_names), data.packs.sigma_data)
         self._audit = Audit(Audited.of(data, config.kappa))
         self._audit_report: dict[str, Any] = {}
         self._engine = Engine(model, config, accelerator)
