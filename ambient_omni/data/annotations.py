@@ -118,5 +118,15 @@ def _require_space(part: pa.Table, policy_id: str, noise_space: str) -> None:
     if others:
         raise NoiseSpaceMismatch(
             f"policy {policy_id} has levels in {others[0]}, training measures them in "
-            f"{noise_space}: use a policy of that noise space, or its transform"
+            f"{noise_space}: {_way_to(noise_space)}"
         )
+
+
+def _way_to(noise_space: str) -> str:
+    if noise_space.startswith("latent:"):
+        # Nothing turns a level of pixels into one of latents.
+        return (
+            "levels of pixels say nothing about latents; define a fixed_per_source or quality_rank "
+            f"policy with noise_space: {noise_space}"
+        )
+    return "use a policy of that noise space, or its transform"

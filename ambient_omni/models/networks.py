@@ -15,7 +15,6 @@ from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
 
-from ambient_omni import rng
 from ambient_omni.models.conditions import Condition
 from ambient_omni.models.config import (
     DiTConfig,
@@ -25,7 +24,6 @@ from ambient_omni.models.config import (
     UNet2DConfig,
 )
 from ambient_omni.models.patched_unet import PatchedUNet
-from ambient_omni.models.preconditioning import Denoiser
 from schemas.errors import BadInput
 
 
@@ -223,14 +221,6 @@ def _plain_text_unet(
 def _silence(module: nn.Module) -> None:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
-
-
-def build_denoiser(
-    config: NetworkConfig, resolution: int, num_classes: int = 0, seed: int = 0
-) -> Denoiser:
-    """Return an EDM denoiser of pixels; its weights depend on seed and architecture alone."""
-    with rng.torch_seeded(seed, "weights"):
-        return Denoiser(build_network(config, (3, resolution, resolution), num_classes))
 
 
 def num_parameters(module: nn.Module) -> int:

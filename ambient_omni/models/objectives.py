@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ambient_omni.models.preconditioning import SIGMA_DATA, edm_weight
-
 
 @dataclass(frozen=True)
 class DenoisingPair:
@@ -59,10 +57,3 @@ def denoising_pair(
 def squared_error(predicted: Tensor, target: Tensor) -> Tensor:
     """Return the squared error per image, mean over C, H and W, shape (B,)."""
     return (predicted - target).square().mean(dim=(1, 2, 3))
-
-
-def denoising_loss(
-    predicted: Tensor, target: Tensor, sigma: Tensor, sigma_data: float = SIGMA_DATA
-) -> Tensor:
-    """Return the EDM-weighted squared error per image, mean over C, H and W, shape (B,)."""
-    return edm_weight(sigma, sigma_data) * squared_error(predicted, target)

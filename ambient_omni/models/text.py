@@ -38,7 +38,7 @@ class CaptionConditioner(Conditioner):
         self.encoder = encoder.eval().requires_grad_(False)
         # Tokenizers without a length of their own say 1e30.
         self.max_tokens = max_tokens or min(tokenizer.model_max_length, 512)
-        self._takes_mask = encoder.config.model_type not in _PADDED
+        self.takes_mask = encoder.config.model_type not in _PADDED
         self._fingerprint = fingerprint
         self._null: Condition | None = None
 
@@ -115,7 +115,7 @@ class CaptionConditioner(Conditioner):
             return_tensors="pt",
         )
         ids = tokens.input_ids.to(device, non_blocking=True)
-        if not self._takes_mask:
+        if not self.takes_mask:
             return Condition(text=self.encoder(ids)[0])
         mask = tokens.attention_mask.to(device, non_blocking=True)
         return Condition(text=self.encoder(ids, attention_mask=mask)[0], text_mask=mask.bool())

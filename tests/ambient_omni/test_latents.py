@@ -15,7 +15,7 @@ from ambient_omni.data.packs import PackMissing, PackSet, PackWriter, to_x0
 from ambient_omni.data.transforms import Transform
 from ambient_omni.hub import weights_sha256
 from schemas.errors import BadInput
-from tests.ambient_omni.data.tiny_vae import NUM_CHANNELS, save_tiny_vae
+from tests.data.tiny_vae import NUM_CHANNELS, save_tiny_vae
 
 TRANSFORM = Transform(resolution=8)
 
