@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from dagster_project.recipe import ClassifierRule, FixedRule, RankRule, Recipe
 from dagster_project.request import Request
-from pipelines.measures import freeze_quality_rank
+from pipelines.freezing import freeze_quality_rank
 from pipelines.policies import ClassifierThreshold, FixedPerSource, QualityRank, load
 from schemas.reference_sets import TRUSTED
 from schemas.root import Root

@@ -1,17 +1,15 @@
-"""Measurements of a batch as arrays in the order of its samples, and borders made from them.
+"""Measurements of a batch as arrays in the order of its samples.
 
 Shapes: N samples, L levels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.policies import QualityRank, rank_border
-from pipelines.scorers import PACKS
-from schemas.errors import BadInput, TableMissing
+from schemas.errors import TableMissing
 from schemas.root import Root
 
 
@@ -52,6 +50,11 @@ def curves_slice(classifier_id: str, batch: str) -> dict[str, str]:
     return {"classifier_id": classifier_id, "ingest_batch": batch}
 
 
+def crop_scores_slice(crop_classifier_id: str, batch: str) -> dict[str, str]:
+    """Return the slice of a batch in `crop_scores`."""
+    return {"crop_classifier_id": crop_classifier_id, "ingest_batch": batch}
+
+
 def read_scores(root: Root, batch: str, pack: str, column: str, scorer_version: str) -> Measured:
     """Return one score of a batch, values float64 (M,).
 
@@ -80,65 +83,31 @@ def read_curves(root: Root, batch: str, classifier_id: str) -> Measured:
             f"batch {batch!r} has no noise_curves of classifier {classifier_id!r}; "
             "run curves on it first"
         )
-    columns = ["logits", "logit_standard_error"]
-    found = root.tables.open("noise_curves").read(["sample_row", *columns], slice_)
-    count = found.num_rows
-    parts = [found[c].combine_chunks().flatten().to_numpy() for c in columns]
-    curves = [part.reshape(count, len(part) // max(count, 1)) for part in parts]
-    return Measured(found["sample_row"].to_numpy(), np.stack(curves, axis=1).astype(np.float64))
+    return _lists(root, "noise_curves", slice_, ["logits", "logit_standard_error"])
 
 
-def freeze_quality_rank(
-    root: Root,
-    batches: Sequence[str],
-    *,
-    column: str,
-    good_fraction: float,
-    sigma_min_rest: float | None,
-    noise_space: str,
-    pack: str = "classical",
-    name: str = "",
-) -> QualityRank:
-    """Find the border on the scores of `batches` and return the policy with it.
+def read_crop_scores(root: Root, batch: str, crop_classifier_id: str) -> Measured:
+    """Return what a crop classifier says: values float64 (M, 2, S), means and standard errors.
 
     Raises:
-        BadInput: the column cannot rank, or no image of the batches has the score.
-        TableMissing: a batch has no scores of this code's version.
+        TableMissing: the classifier has not graded the batch.
     """
-    if pack not in PACKS or column not in {s.name for s in PACKS[pack].scorers}:
-        raise BadInput(f"there is no score {column!r} in a pack {pack!r}")
-    direction = PACKS[pack].scorer(column).direction
-    if direction == "neither":
-        raise BadInput(f"{column} is neither better high nor better low; rank by another score")
-    version = PACKS[pack].version
-    scores, ids = _pooled(root, batches, pack, column, version)
-    if not np.isfinite(scores).any():
-        raise BadInput(f"no image of {list(batches)} has a {column} score; nothing can be ranked")
-    cut_score, cut_tie = rank_border(scores, ids, direction, good_fraction)
-    return QualityRank(
-        pack=pack,
-        column=column,
-        scorer_version=version,
-        direction=direction,
-        good_fraction=good_fraction,
-        cut_score=cut_score,
-        cut_tie=cut_tie,
-        sigma_min_rest=sigma_min_rest,
-        noise_space=noise_space,
-        name=name,
-    )
+    slice_ = crop_scores_slice(crop_classifier_id, batch)
+    if root.tables.fingerprint("crop_scores", slice_) is None:
+        raise TableMissing(
+            f"batch {batch!r} has no crop_scores of classifier {crop_classifier_id!r}; "
+            "run crops on it first"
+        )
+    return _lists(root, "crop_scores", slice_, ["mean_probability", "standard_error"])
 
 
-def _pooled(
-    root: Root, batches: Sequence[str], pack: str, column: str, version: str
-) -> tuple[NDArray[np.float64], list[str]]:
-    scores, ids = [np.empty(0)], []
-    for batch in batches:
-        samples = root.tables.read("samples", ["sample_row", "sample_id"], {"ingest_batch": batch})
-        measured = read_scores(root, batch, pack, column, version)
-        scores.append(measured.of(samples["sample_row"].to_numpy()))
-        ids += samples["sample_id"].to_pylist()
-    return np.concatenate(scores), ids
+def _lists(root: Root, table: str, slice_: Mapping[str, str], columns: list[str]) -> Measured:
+    """Read columns of lists of one length as (M, len(columns), length)."""
+    found = root.tables.open(table).read(["sample_row", *columns], slice_)
+    count = found.num_rows
+    parts = [found[c].combine_chunks().flatten().to_numpy() for c in columns]
+    values = [part.reshape(count, len(part) // max(count, 1)) for part in parts]
+    return Measured(found["sample_row"].to_numpy(), np.stack(values, axis=1).astype(np.float64))
 
 
 def noise_space_of(root: Root, classifier_id: str) -> str:
@@ -159,5 +128,27 @@ def classifier_row(root: Root, classifier_id: str) -> Mapping[str, object]:
     rows = root.tables.read("noise_classifiers", where={"classifier_id": classifier_id}).to_pylist()
     if not rows:
         raise TableMissing(f"there is no noise classifier {classifier_id!r}; train it first")
+    found: Mapping[str, object] = rows[0]
+    return found
+
+
+def crop_classifier_row(root: Root, crop_classifier_id: str) -> Mapping[str, object]:
+    """Return the row of one crop classifier.
+
+    Raises:
+        TableMissing: no such classifier.
+    """
+    return table_row(root, "crop_classifiers", "crop_classifier_id", crop_classifier_id)
+
+
+def table_row(root: Root, table: str, key: str, value: str) -> Mapping[str, object]:
+    """Return the row whose key has a value.
+
+    Raises:
+        TableMissing: there is none.
+    """
+    rows = root.tables.read(table, where={key: value}).to_pylist()
+    if not rows:
+        raise TableMissing(f"{table} has no {key} {value!r}; run the job that makes it first")
     found: Mapping[str, object] = rows[0]
     return found

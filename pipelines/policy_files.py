@@ -1,25 +1,30 @@
 """Policies written by people: YAML or JSON with what can be found out left out."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from pipelines import policies
-from pipelines.measures import freeze_quality_rank, noise_space_of
-from pipelines.policies import AnyPolicy
+from pipelines.freezing import freeze_crop_window, freeze_quality_rank, freeze_sample_size
+from pipelines.measures import noise_space_of
+from pipelines.policies import AnyPolicy, ClassifierThreshold, FixedPerSource
+from pipelines.policies.by_window import Floor
 from schemas.errors import BadInput
 from schemas.root import Root
+
+_FLOOR: TypeAdapter[ClassifierThreshold | FixedPerSource] = TypeAdapter(Floor)
 
 
 def policy_from_file(root: Root, path: Path, batches: Sequence[str]) -> AnyPolicy:
     """Read a policy; fill in what follows from the root.
 
-    A `classifier_threshold` takes its noise space from the classifier. A `quality_rank` without
-    a `cut_score` gets its border frozen on `batches`; to apply that border to later batches,
-    name the policy by its id.
+    Rules that read a classifier take their noise space from it. A rule without its frozen numbers
+    gets them here: a `quality_rank` its border and a `sample_size` its thresholds from `batches`,
+    a `crop_window` its levels from the receptive field. To apply them to later batches, name the
+    policy by its id.
 
     Raises:
         BadInput: the file cannot be read, or a setting is missing, unknown or out of range.
@@ -28,10 +33,19 @@ def policy_from_file(root: Root, path: Path, batches: Sequence[str]) -> AnyPolic
     values = _read(path)
     kind = values.get("kind")
     try:
-        if kind == "quality_rank" and "cut_score" not in values:
-            return _frozen(root, path, values, batches)
-        if kind == "classifier_threshold" and "noise_space" not in values:
+        if kind in ("classifier_threshold", "pilot_calibrated") and "noise_space" not in values:
             values["noise_space"] = noise_space_of(root, str(values.get("classifier_id")))
+        if kind == "quality_rank" and "cut_score" not in values:
+            _require(path, values, {"column", "good_fraction", "sigma_min_rest", "noise_space"})
+            return freeze_quality_rank(root, batches, **_settings(values))
+        if kind == "sample_size" and "max_evidence" not in values:
+            _require(path, values, {"classifier_id", "constant"}, {"smoothing_octaves"})
+            return freeze_sample_size(root, batches, **_settings(values))
+        if kind == "crop_window" and "sigma_max" not in values:
+            ids = {"crop_classifier_id", "receptive_field_id"}
+            _require(path, values, {*ids, "floor"}, {"epsilon"})
+            floor = _FLOOR.validate_python(values["floor"])
+            return freeze_crop_window(root, **_settings(values) | {"floor": floor})
         return policies.from_values(values)
     except ValidationError as error:
         first = error.errors()[0]
@@ -39,16 +53,19 @@ def policy_from_file(root: Root, path: Path, batches: Sequence[str]) -> AnyPolic
         raise BadInput(f"{path}: {where}: {first['msg']}") from error
 
 
-def _frozen(root: Root, path: Path, values: dict[str, Any], batches: Sequence[str]) -> AnyPolicy:
-    wanted = {"column", "good_fraction", "sigma_min_rest", "noise_space"}
+def _require(
+    path: Path, values: dict[str, Any], needed: set[str], optional: Set[str] = frozenset()
+) -> None:
     given = set(values) - {"kind", "name", "pack"}
-    if given != wanted:
+    if given - optional != needed:
         raise BadInput(
-            f"{path}: a quality_rank to be frozen needs {sorted(wanted)}; "
-            f"missing {sorted(wanted - given)}, unknown {sorted(given - wanted)}"
+            f"{path}: a {values['kind']} to be frozen needs {sorted(needed)}; missing "
+            f"{sorted(needed - given)}, unknown {sorted(given - needed - optional)}"
         )
-    settings = {name: value for name, value in values.items() if name != "kind"}
-    return freeze_quality_rank(root, batches, **settings)
+
+
+def _settings(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "kind"}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ REASONS = (
 
 CONTRACT = Contract(
     name="noise_annotations",
-    version=1,
+    version=2,
     one_row_is="the levels at which one sample may be used under one policy",
     key=("sample_row", "policy_id"),
     partition_by=("policy_id", "ingest_batch"),
@@ -52,10 +52,12 @@ CONTRACT = Contract(
         Column(
             "slope",
             pa.float64(),
-            "d logit P(trusted) / d ln sigma at the crossing",
+            "how soft the floor is: d logit / d ln sigma at sigma_min of the decay "
+            "logit(sigma) = -t (sigma / sigma_min)^(-slope / t), -t = logit of the rule's tau",
             unit="1 / ln sigma",
             nullable=True,
-            null_meaning="the rule has no curve, or the curve does not cross",
+            null_meaning="the rule has no curve, or the curve does not cross: a hard floor",
+            minimum=0,
         ),
         Column(
             "sigma_min_standard_error_octaves",
@@ -64,6 +66,24 @@ CONTRACT = Contract(
             unit="octaves",
             nullable=True,
             null_meaning="the rule gives none",
+            minimum=0,
+        ),
+        Column(
+            "sigma_min_low",
+            pa.float64(),
+            "lower end of the 90 % interval of sigma_min; 0 = at every level",
+            unit="sigma in noise_space",
+            nullable=True,
+            null_meaning="the rule gives no interval, or even the lower end is at no high level",
+            minimum=0,
+        ),
+        Column(
+            "sigma_min_high",
+            pa.float64(),
+            "upper end of the 90 % interval of sigma_min",
+            unit="sigma in noise_space",
+            nullable=True,
+            null_meaning="the rule gives no interval, or the upper end is at no high level",
             minimum=0,
         ),
         Column("reason", pa.string(), "why the level is what it is", allowed=REASONS),
@@ -84,6 +104,13 @@ CONTRACT = Contract(
         RowConstraint(
             "an unscored sample has no sigma_min",
             lambda t: pc.and_(pc.equal(t["reason"], "unscored"), pc.is_valid(t["sigma_min"])),
+        ),
+        RowConstraint(
+            "the interval holds sigma_min",
+            lambda t: pc.or_(
+                pc.fill_null(pc.greater(t["sigma_min_low"], t["sigma_min"]), False),
+                pc.fill_null(pc.less(t["sigma_min_high"], t["sigma_min"]), False),
+            ),
         ),
     ),
 )

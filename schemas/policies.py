@@ -5,9 +5,18 @@ import pyarrow as pa
 from schemas.columns import NOISE_SPACE
 from schemas.contract import PARTITION_VALUE_PATTERN, Column, Contract
 
+KINDS = (
+    "classifier_threshold",
+    "fixed_per_source",
+    "quality_rank",
+    "sample_size",
+    "pilot_calibrated",
+    "crop_window",
+)
+
 CONTRACT = Contract(
     name="policies",
-    version=1,
+    version=2,
     one_row_is="one decision rule",
     key=("policy_id",),
     columns=(
@@ -19,12 +28,7 @@ CONTRACT = Contract(
             pattern=PARTITION_VALUE_PATTERN,
         ),
         Column("name", pa.string(), "what people call it"),
-        Column(
-            "kind",
-            pa.string(),
-            "which rule",
-            allowed=("classifier_threshold", "fixed_per_source", "quality_rank"),
-        ),
+        Column("kind", pa.string(), "which rule", allowed=KINDS),
         Column("parameters", pa.string(), "JSON of the rule's parameters"),
         NOISE_SPACE,
     ),

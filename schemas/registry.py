@@ -1,6 +1,8 @@
 """All contracts by table name."""
 
 from schemas import (
+    crop_classifiers,
+    crop_scores,
     duplicate_clusters,
     embeddings,
     exclusions,
@@ -11,6 +13,7 @@ from schemas import (
     noise_curves,
     ood_scores,
     policies,
+    receptive_fields,
     reference_sets,
     samples,
     scores,
@@ -31,6 +34,9 @@ _CONTRACTS: dict[str, Contract] = {
         duplicate_clusters.CONTRACT,
         noise_classifiers.CONTRACT,
         noise_curves.CONTRACT,
+        crop_classifiers.CONTRACT,
+        crop_scores.CONTRACT,
+        receptive_fields.CONTRACT,
         policies.CONTRACT,
         noise_annotations.CONTRACT,
         training_runs.CONTRACT,

@@ -4,7 +4,6 @@ No pixel is read and no network is run: a new policy costs seconds.
 """
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,10 @@ from pipelines.job import JobReport
 from pipelines.measures import (
     Measured,
     classifier_row,
+    crop_classifier_row,
+    crop_scores_slice,
     curves_slice,
+    read_crop_scores,
     read_curves,
     read_scores,
     scores_slice,
@@ -25,9 +27,13 @@ from pipelines.measures import (
 from pipelines.policies import (
     AnyPolicy,
     ClassifierThreshold,
+    CropWindow,
+    CurvePolicy,
     Decisions,
     FixedPerSource,
+    PilotCalibrated,
     QualityRank,
+    SampleSizeAware,
 )
 from pipelines.slices import Target
 from schemas.errors import AnnotationMissing, BadInput, TableMissing
@@ -109,18 +115,25 @@ def _target(root: Root, batch: str, policy: AnyPolicy, is_reference: NDArray[np.
     return Target(TABLE, {"policy_id": policy.policy_id, "ingest_batch": batch}, inputs)
 
 
-def _measured_from(root: Root, batch: str, policy: AnyPolicy) -> Mapping[str, str | None]:
-    if isinstance(policy, ClassifierThreshold):
+def _measured_from(root: Root, batch: str, policy: AnyPolicy) -> dict[str, str | None]:
+    fingerprint = root.tables.fingerprint
+    if isinstance(policy, CropWindow):
+        slice_ = crop_scores_slice(policy.crop_classifier_id, batch)
+        floor = _measured_from(root, batch, policy.floor)
+        return {"crop_scores": fingerprint("crop_scores", slice_), **floor}
+    if isinstance(policy, CurvePolicy):
         slice_ = curves_slice(policy.classifier_id, batch)
-        return {"noise_curves": root.tables.fingerprint("noise_curves", slice_)}
+        return {"noise_curves": fingerprint("noise_curves", slice_)}
     if isinstance(policy, QualityRank):
         table, slice_ = f"scores/{policy.pack}", scores_slice(policy.scorer_version, batch)
-        return {table: root.tables.fingerprint(table, slice_)}
+        return {table: fingerprint(table, slice_)}
     return {}
 
 
 def _tables_of(policy: AnyPolicy) -> list[str]:
-    if isinstance(policy, ClassifierThreshold):
+    if isinstance(policy, CropWindow):
+        return ["crop_scores", "crop_classifiers", *_tables_of(policy.floor)]
+    if isinstance(policy, CurvePolicy):
         return ["noise_curves", "noise_classifiers"]
     return [f"scores/{policy.pack}"] if isinstance(policy, QualityRank) else []
 
@@ -141,10 +154,12 @@ def _annotations(
             "ingest_batch": pa.repeat(batch, count),
             "policy_id": pa.repeat(policy.policy_id, count),
             "sigma_min": _nullable(found.sigma_min),
-            "sigma_max": pa.array(np.zeros(count)),
+            "sigma_max": np.zeros(count) if found.sigma_max is None else found.sigma_max,
             "noise_space": pa.repeat(policy.noise_space, count),
             "slope": _nullable(found.slope),
             "sigma_min_standard_error_octaves": _nullable(found.standard_error_octaves),
+            "sigma_min_low": _nullable(found.low),
+            "sigma_min_high": _nullable(found.high),
             "reason": pa.array(found.reason, pa.string()),
         }
     )
@@ -157,6 +172,9 @@ def decide(root: Root, batch: str, policy: AnyPolicy, samples: pa.Table) -> Deci
         TableMissing, AnnotationMissing, BadInput: as `annotate`.
     """
     rows = samples["sample_row"].to_numpy()
+    if isinstance(policy, CropWindow):
+        floor = decide(root, batch, policy.floor, samples)
+        return policies.with_windows(floor, _windows(root, batch, policy, rows))
     if isinstance(policy, FixedPerSource):
         return policies.decide_by_source(policy, samples["source"].to_pylist())
     if isinstance(policy, QualityRank):
@@ -174,21 +192,48 @@ def _scores(
     return _all_of_them(measured, rows_N, f"{policy.column} score", "score")
 
 
+def _windows(
+    root: Root, batch: str, policy: CropWindow, rows_N: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    if not len(rows_N):
+        return np.empty(0)
+    classifier = crop_classifier_row(root, policy.crop_classifier_id)
+    what = f"crop classifier {policy.crop_classifier_id}"
+    _require_space(policy, str(classifier["noise_space"]), what)
+    measured = read_crop_scores(root, batch, policy.crop_classifier_id)
+    said = _all_of_them(measured, rows_N, "crop scores", "crops")
+    return policies.decide_windows(policy, said[:, 0])
+
+
 def _decide_by_curve(
-    root: Root, batch: str, policy: ClassifierThreshold, rows_N: NDArray[np.int64]
+    root: Root,
+    batch: str,
+    policy: ClassifierThreshold | SampleSizeAware | PilotCalibrated,
+    rows_N: NDArray[np.int64],
 ) -> Decisions:
     classifier = classifier_row(root, policy.classifier_id)
-    if classifier["noise_space"] != policy.noise_space:
-        raise BadInput(
-            f"policy {policy.policy_id} measures in {policy.noise_space}, classifier "
-            f"{policy.classifier_id} in {classifier['noise_space']}; levels do not carry over"
-        )
+    _require_space(policy, str(classifier["noise_space"]), f"classifier {policy.classifier_id}")
     sigmas = np.array(classifier["sigmas"], np.float64)
     curves = np.empty((0, 2, len(sigmas)))
     if len(rows_N):
         measured = read_curves(root, batch, policy.classifier_id)
         curves = _all_of_them(measured, rows_N, "noise curve", "curves")
-    return policies.decide_by_curve(policy, curves[:, 0], curves[:, 1], sigmas)
+    logits, errors = curves[:, 0], curves[:, 1]
+    if isinstance(policy, SampleSizeAware):
+        return policies.decide_by_sample_size(policy, logits, errors, sigmas)
+    if isinstance(policy, PilotCalibrated):
+        return policies.decide_by_pilot(policy, logits, errors, sigmas)
+    return policies.decide_by_curve(policy, logits, errors, sigmas)
+
+
+def _require_space(policy: AnyPolicy, found: str, what: str) -> None:
+    if found == policy.noise_space:
+        return
+    raise BadInput(
+        f"policy {policy.policy_id} measures in {policy.noise_space}, {what} in {found}; levels do "
+        f"not carry over: train one on packs of {policy.noise_space} (for latents, encode the "
+        "batches first), run its measurements, and name it in the policy"
+    )
 
 
 def _all_of_them(
@@ -205,15 +250,25 @@ def _all_of_them(
 
 def _spread(decided: Decisions, is_reference: NDArray[np.bool_]) -> Decisions:
     """Put the decisions at their places and level 0 where the references are."""
-    count = len(is_reference)
-    sigma_min = np.zeros(count)
-    slope, error = np.full(count, np.nan), np.full(count, np.nan)
+    count, rest = len(is_reference), ~is_reference
+
+    def at(values: NDArray[Any] | None, elsewhere: float) -> NDArray[np.float64]:
+        whole = np.full(count, elsewhere)
+        if values is not None:
+            whole[rest] = values
+        return whole
+
     reason = np.full(count, policies.REFERENCE, object)
-    sigma_min[~is_reference] = decided.sigma_min
-    slope[~is_reference] = decided.slope
-    error[~is_reference] = decided.standard_error_octaves
-    reason[~is_reference] = decided.reason
-    return Decisions(sigma_min, slope, error, reason)
+    reason[rest] = decided.reason
+    return Decisions(
+        sigma_min=at(decided.sigma_min, 0.0),
+        slope=at(decided.slope, np.nan),
+        standard_error_octaves=at(decided.standard_error_octaves, np.nan),
+        low=at(decided.low, np.nan),
+        high=at(decided.high, np.nan),
+        reason=reason,
+        sigma_max=at(decided.sigma_max, 0.0),
+    )
 
 
 def _nullable(values: NDArray[np.float64]) -> pa.Array:

@@ -2,11 +2,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipelines import policies
+from pipelines.freezing import freeze_crop_window, freeze_quality_rank, freeze_sample_size
 from pipelines.jobs.annotate import annotate
-from pipelines.measures import freeze_quality_rank
-from pipelines.policies import ClassifierThreshold, FixedPerSource
+from pipelines.policies import ClassifierThreshold, FixedPerSource, PilotCalibrated
+from pipelines.pool_curves import dataset_level, pool_curves
 from pipelines.scorers.classical import CLASSICAL
-from schemas.errors import AnnotationMissing, BadInput, JobAlreadyRunning, TableMissing
+from schemas.errors import (
+    AnnotationMissing,
+    BadInput,
+    JobAlreadyRunning,
+    NotEnoughReferences,
+    TableMissing,
+)
 from schemas.registry import contract
 
 SPACE = "pixel:32x32:lanczos:center:pm1"
@@ -257,3 +265,134 @@ def test_a_dry_run_writes_nothing(batch):
     annotate(batch, "b1", EVERYTHING, dry_run=True)
     assert not batch.tables.exists("noise_annotations")
     assert not batch.tables.exists("policies")
+
+
+def test_rows_carry_the_interval_of_the_level(batch):
+    put_curves(batch, "b1", -np.array([0.0, 0.02, 0.2, 0.5, 1.0, 50.0])[:, None] / SIGMAS)
+    annotate(batch, "b1", BY_CURVE)
+    for row in rows_of(batch)[1:5]:
+        assert row["sigma_min_low"] <= row["sigma_min"] <= row["sigma_min_high"]
+    never = rows_of(batch)[5]
+    assert (never["sigma_min_low"], never["sigma_min_high"]) == (None, None)
+    annotate(batch, "b1", EVERYTHING)
+    fixed = [row for row in rows_of(batch) if row["policy_id"] == EVERYTHING.policy_id]
+    assert {row["sigma_min_low"] for row in fixed} == {None}
+
+
+def test_the_sample_size_rule_is_frozen_on_a_batch_and_applies_to_the_next(
+    batch, make_batch, images
+):
+    put_curves(batch, "b1", -np.array([0.0, 0.02, 0.2, 0.5, 1.0, 50.0])[:, None] / SIGMAS)
+    with pytest.raises(NotEnoughReferences, match="trusted set is empty"):
+        freeze_sample_size(batch, ["b1"], classifier_id="c1", constant=1.0)
+    make_batch(batch, "ref", images(4, seed=5), role="reference")
+    where = {"ingest_batch": "ref"}
+    define(batch, batch.tables.read("samples", where=where)["sample_row"].to_pylist())
+    policy = freeze_sample_size(batch, ["b1"], classifier_id="c1", constant=1.0)
+    assert (policy.n_trusted, policy.n_pool) == (4, 6)
+    assert list(policy.tv) == sorted(policy.tv, reverse=True)
+    annotate(batch, "b1", policy)
+    make_batch(batch, "b2", images(6, seed=6))
+    put_curves(batch, "b2", np.full((6, 8), -9.0))
+    annotate(batch, "b2", policies.load(batch, policy.policy_id))
+    assert {row["policy_id"] for row in rows_of(batch, "b2")} == {policy.policy_id}
+
+
+def test_a_pilot_policy_is_applied_like_any_other(batch):
+    put_curves(batch, "b1", -np.array([0.0, 0.02, 0.2, 0.5, 1.0, 50.0])[:, None] / SIGMAS)
+    policy = PilotCalibrated(
+        noise_space=SPACE, classifier_id="c1", pilot_id="p", edges=(), tau=(0.0,)
+    )
+    annotate(batch, "b1", policy)
+    assert {row["reason"] for row in rows_of(batch)} == {"usable_everywhere"}
+
+
+def put_crops(root, batch, said, noise_space=SPACE):
+    rows = root.tables.read("samples", ["sample_row"], {"ingest_batch": batch})["sample_row"]
+    table = contract("crop_scores").table(
+        {
+            "sample_row": rows.slice(0, len(said)),
+            "ingest_batch": [batch] * len(said),
+            "crop_classifier_id": ["k1"] * len(said),
+            "fold": [0] * len(said),
+            "mean_probability": [list(row) for row in said],
+            "standard_error": [[0.01] * len(row) for row in said],
+        }
+    )
+    slice_ = {"crop_classifier_id": "k1", "ingest_batch": batch}
+    root.tables.commit("crop_scores", table, slice=slice_, inputs={"said": said}, job="tests")
+    crops = dict.fromkeys(contract("crop_classifiers").names, "{}") | {
+        "crop_classifier_id": "k1",
+        "foreign_batches": [batch],
+        "noise_space": noise_space,
+        "num_folds": 1,
+        "sizes": [4, 8, 16],
+        "tv_lower_bound": [0.1, 0.2, 0.3],
+        "tv_standard_error": [0.1, 0.1, 0.1],
+        "weights_sha256": "0" * 64,
+    }
+    field = dict.fromkeys(contract("receptive_fields").names, "{}") | {
+        "receptive_field_id": "r1",
+        "noise_space": SPACE,
+        "sigmas": [0.05, 0.1, 0.2, 0.4],
+        "needed_context": [4, 4, 8, 24],
+    }
+    for name, row in (("crop_classifiers", crops), ("receptive_fields", field)):
+        root.tables.upsert(name, contract(name).table([row]), job="tests")
+
+
+def window_of(root):
+    return freeze_crop_window(
+        root,
+        crop_classifier_id="k1",
+        receptive_field_id="r1",
+        floor=FixedPerSource(noise_space=SPACE, levels={"*": None}),
+    )
+
+
+def test_crops_that_look_right_give_a_window_beside_the_floor(batch):
+    said = [[0.5, 0.5, 0.5], [0.5, 0.48, 0.1], [0.5, 0.1, 0.1], *[[0.1, 0.1, 0.1]] * 3]
+    put_crops(batch, "b1", said)
+    policy = window_of(batch)
+    # Size 16 is context enough up to 0.2: the next level needs 24.
+    assert policy.sigma_max == (0.1, 0.2, 0.2)
+    annotate(batch, "b1", policy)
+    rows = rows_of(batch)
+    assert [row["sigma_max"] for row in rows] == [0.2, 0.2, 0.1, 0, 0, 0]
+    assert {row["sigma_min"] for row in rows} == {None}
+
+
+def test_an_image_without_crop_scores_is_refused(batch):
+    put_crops(batch, "b1", [[0.5, 0.5, 0.5]] * 4)
+    with pytest.raises(AnnotationMissing, match="2 of 6 samples have no crop scores"):
+        annotate(batch, "b1", window_of(batch))
+
+
+def test_crops_of_another_noise_space_are_refused(batch):
+    put_crops(batch, "b1", [[0.5, 0.5, 0.5]] * 6, noise_space="latent:abc")
+    with pytest.raises(BadInput, match="levels do not carry over"):
+        window_of(batch)
+
+
+def test_an_annotation_made_in_pixels_is_refused_in_latents_and_says_what_to_do(batch):
+    put_curves(batch, "b1", np.full((6, 8), -5.0))
+    latent = ClassifierThreshold(noise_space="latent:4x4x4:abc", classifier_id="c1")
+    with pytest.raises(BadInput, match=r"train one on packs of latent.*encode the batches first"):
+        annotate(batch, "b1", latent)
+
+
+def test_the_curve_of_a_batch_is_told_by_source(batch):
+    put_curves(batch, "b1", -np.array([0.0, 0.0, 2.0, 0.0, 2.0, 0.0])[:, None] / SIGMAS)
+    rows = pool_curves(batch, "b1", "c1").to_pylist()
+    assert {(row["source"], row["num_images"]) for row in rows} == {
+        ("*", 6),
+        ("web", 4),
+        ("made", 2),
+    }
+    made = [row for row in rows if row["source"] == "made"]
+    assert [row["mean_logit"] for row in made] == pytest.approx(-2 / SIGMAS)
+    assert [row["tv"] for row in made] == pytest.approx(1 - np.exp(-2 / SIGMAS), rel=1e-5)
+    assert all(row["tv"] == 0 for row in rows if row["source"] == "web")
+    level = dataset_level(np.array([row["mean_logit"] for row in made]), SIGMAS, tau=0.3)
+    assert level == pytest.approx(2 / 0.847, rel=0.1)
+    assert dataset_level(np.full(8, -5.0), SIGMAS) is None

@@ -17,6 +17,9 @@ DESIGNED_TABLES = {
     "duplicate_clusters",
     "noise_classifiers",
     "noise_curves",
+    "crop_classifiers",
+    "crop_scores",
+    "receptive_fields",
     "policies",
     "noise_annotations",
     "training_runs",
@@ -34,6 +37,8 @@ def annotation(**changes):
         "noise_space": "pixel",
         "slope": None,
         "sigma_min_standard_error_octaves": None,
+        "sigma_min_low": None,
+        "sigma_min_high": None,
         "reason": "crossing",
     }
     return row | changes
@@ -68,6 +73,8 @@ def test_the_data_dictionary_is_up_to_date(pytestconfig):
         ({"sigma_min": float("nan")}, "sigma_min must be finite or null"),
         ({"sigma_min": float("inf")}, "sigma_min must be finite or null"),
         ({"noise_space": None}, "noise_space must not be null"),
+        ({"sigma_min_low": 0.6}, "the interval holds sigma_min"),
+        ({"sigma_min_high": 0.4}, "the interval holds sigma_min"),
         ({"reason": "because"}, "reason is not one of"),
         ({"sigma_min": None}, "a null sigma_min comes of"),
         ({"reason": "unscored"}, "an unscored sample has no sigma_min"),

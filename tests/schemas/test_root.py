@@ -1,11 +1,14 @@
 import json
 import multiprocessing
 
+import pyarrow as pa
 import pytest
+from deltalake import DeltaTable, write_deltalake
 
 from schemas import __main__ as command
 from schemas import root as root_module
 from schemas.errors import BadInput, JobAlreadyRunning, RootVersionMismatch
+from schemas.registry import contract
 from schemas.root import Root
 
 
@@ -38,7 +41,7 @@ def test_an_object_store_is_refused_in_one_sentence():
 def test_a_root_of_another_version_is_refused_with_advice(tmp_path, version):
     Root.create(tmp_path / "r")
     (tmp_path / "r" / "root.json").write_text(json.dumps({"schema_version": version}))
-    with pytest.raises(RootVersionMismatch, match=f"schema version {version}, this code speaks 1"):
+    with pytest.raises(RootVersionMismatch, match=f"schema version {version}, this code speaks 2"):
         Root.open(tmp_path / "r")
 
 
@@ -58,9 +61,36 @@ def test_a_migration_leads_an_old_root_to_this_version(tmp_path, monkeypatch, ca
         Root.open(tmp_path / "r")
     assert command.main(["migrate", "--root", str(tmp_path / "r")]) == 0
     assert done == [tmp_path / "r"]
-    assert "schema version 1" in capsys.readouterr().out
+    assert "schema version 2" in capsys.readouterr().out
     assert Root.open(tmp_path / "r").path == tmp_path / "r"
     assert command.main(["migrate", "--root", str(tmp_path / "r")]) == 0
+
+
+def test_old_tables_get_the_columns_that_their_contract_gained(tmp_path):
+    root = Root.create(tmp_path / "r")
+    old = contract("noise_annotations").arrow_schema
+    for name in ("sigma_min_low", "sigma_min_high"):
+        old = old.remove(old.get_field_index(name))
+    row = {
+        "sample_row": 1,
+        "ingest_batch": "b",
+        "policy_id": "p",
+        "sigma_min": 0.5,
+        "sigma_max": 0.0,
+        "noise_space": "pixel",
+        "slope": None,
+        "sigma_min_standard_error_octaves": None,
+        "reason": "crossing",
+    }
+    folder = str(root.tables.table_path("noise_annotations"))
+    rows = pa.Table.from_pylist([row], schema=old)
+    write_deltalake(folder, rows, partition_by=["policy_id", "ingest_batch"])
+    (root.path / "root.json").write_text(json.dumps({"schema_version": 1}))
+    assert root_module.migrate(root.path) == [2]
+    names = [field.name for field in DeltaTable(folder).schema().fields]
+    assert sorted(names) == sorted(contract("noise_annotations").names)
+    read = Root.open(root.path).tables.read("noise_annotations").to_pylist()
+    assert read == [row | {"sigma_min_low": None, "sigma_min_high": None}]
 
 
 def test_a_root_that_no_migration_reaches_is_refused_by_the_command(tmp_path, capsys):

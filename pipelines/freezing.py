@@ -1,0 +1,179 @@
+"""Policies whose thresholds are read off batches once, and frozen: later batches fall under them.
+
+Shapes: N samples, L levels, S crop sizes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.measures import (
+    classifier_row,
+    crop_classifier_row,
+    read_curves,
+    read_scores,
+    table_row,
+)
+from pipelines.policies import (
+    ClassifierThreshold,
+    CropWindow,
+    FixedPerSource,
+    QualityRank,
+    SampleSizeAware,
+    rank_border,
+)
+from pipelines.policies.by_sample_size import best_evidence, evidence, pool_moments, shrink
+from pipelines.scorers import PACKS
+from schemas.errors import AnnotationMissing, BadInput, NotEnoughReferences
+from schemas.reference_sets import TRUSTED
+from schemas.root import Root
+
+
+def freeze_quality_rank(
+    root: Root,
+    batches: Sequence[str],
+    *,
+    column: str,
+    good_fraction: float,
+    sigma_min_rest: float | None,
+    noise_space: str,
+    pack: str = "classical",
+    name: str = "",
+) -> QualityRank:
+    """Find the border on the scores of `batches` and return the policy with it.
+
+    Raises:
+        BadInput: the column cannot rank, or no image of the batches has the score.
+        TableMissing: a batch has no scores of this code's version.
+    """
+    if pack not in PACKS or column not in {s.name for s in PACKS[pack].scorers}:
+        raise BadInput(f"there is no score {column!r} in a pack {pack!r}")
+    direction = PACKS[pack].scorer(column).direction
+    if direction == "neither":
+        raise BadInput(f"{column} is neither better high nor better low; rank by another score")
+    version = PACKS[pack].version
+    scores, ids = _pooled(root, batches, pack, column, version)
+    if not np.isfinite(scores).any():
+        raise BadInput(f"no image of {list(batches)} has a {column} score; nothing can be ranked")
+    cut_score, cut_tie = rank_border(scores, ids, direction, good_fraction)
+    return QualityRank(
+        pack=pack,
+        column=column,
+        scorer_version=version,
+        direction=direction,
+        good_fraction=good_fraction,
+        cut_score=cut_score,
+        cut_tie=cut_tie,
+        sigma_min_rest=sigma_min_rest,
+        noise_space=noise_space,
+        name=name,
+    )
+
+
+def _pooled(
+    root: Root, batches: Sequence[str], pack: str, column: str, version: str
+) -> tuple[NDArray[np.float64], list[str]]:
+    scores, ids = [np.empty(0)], []
+    for batch in batches:
+        samples = root.tables.read("samples", ["sample_row", "sample_id"], {"ingest_batch": batch})
+        measured = read_scores(root, batch, pack, column, version)
+        scores.append(measured.of(samples["sample_row"].to_numpy()))
+        ids += samples["sample_id"].to_pylist()
+    return np.concatenate(scores), ids
+
+
+def freeze_sample_size(
+    root: Root,
+    batches: Sequence[str],
+    *,
+    classifier_id: str,
+    constant: float,
+    smoothing_octaves: float = 0.25,
+    name: str = "",
+) -> SampleSizeAware:
+    """Freeze the thresholds of the sample-size rule on the curves of pool batches.
+
+    Raises:
+        TableMissing: there is no such classifier, or it has not graded a batch.
+        AnnotationMissing: no image of the batches has a curve.
+        NotEnoughReferences: the trusted set is empty.
+    """
+    classifier = classifier_row(root, classifier_id)
+    sigmas = np.array(classifier["sigmas"], np.float64)
+    trusted = root.tables.read("reference_sets", ["sample_row"], {"reference_set": TRUSTED})
+    if not trusted.num_rows:
+        raise NotEnoughReferences("the trusted set is empty; run references first")
+    curves = np.concatenate([read_curves(root, b, classifier_id).values for b in batches])
+    curves = curves[np.isfinite(curves).all(axis=(1, 2))]
+    if not len(curves):
+        raise AnnotationMissing(f"no image of {list(batches)} has a noise curve; run curves first")
+    mean, spread = pool_moments(curves[:, 0], curves[:, 1])
+    against = evidence(shrink(curves[:, 0], curves[:, 1], mean, spread))
+    bounds = [
+        best_evidence(column, trusted.num_rows, float(sigma), constant)
+        for column, sigma in zip(against.T, sigmas, strict=True)
+    ]
+    return SampleSizeAware(
+        name=name,
+        noise_space=str(classifier["noise_space"]),
+        classifier_id=classifier_id,
+        smoothing_octaves=smoothing_octaves,
+        constant=constant,
+        n_trusted=trusted.num_rows,
+        n_pool=len(curves),
+        sigmas=tuple(sigmas.tolist()),
+        tv=tuple(against.mean(axis=0).tolist()),
+        mean_logit=tuple(mean.tolist()),
+        spread=tuple(spread.tolist()),
+        max_evidence=tuple(bounds),
+    )
+
+
+def freeze_crop_window(
+    root: Root,
+    *,
+    crop_classifier_id: str,
+    receptive_field_id: str,
+    floor: ClassifierThreshold | FixedPerSource,
+    epsilon: float = 0.05,
+    name: str = "",
+) -> CropWindow:
+    """Read off a measured receptive field up to which level each crop size is context enough.
+
+    Raises:
+        TableMissing: there is no such crop classifier or receptive field.
+        BadInput: they, or the floor, speak of different noise spaces.
+    """
+    crops = crop_classifier_row(root, crop_classifier_id)
+    field = table_row(root, "receptive_fields", "receptive_field_id", receptive_field_id)
+    spaces = {str(crops["noise_space"]), str(field["noise_space"]), floor.noise_space}
+    if len(spaces) > 1:
+        raise BadInput(
+            f"crop classifier, receptive field and floor measure in {sorted(spaces)}; levels do "
+            "not carry over: make all three on packs of one noise space"
+        )
+    sizes = np.array(crops["sizes"], np.int64)
+    levels = window_levels(
+        np.array(field["sigmas"], np.float64), np.array(field["needed_context"], np.int64), sizes
+    )
+    return CropWindow(
+        name=name,
+        noise_space=floor.noise_space,
+        floor=floor,
+        crop_classifier_id=crop_classifier_id,
+        receptive_field_id=receptive_field_id,
+        epsilon=epsilon,
+        sizes=tuple(sizes.tolist()),
+        sigma_max=tuple(levels.tolist()),
+    )
+
+
+def window_levels(
+    sigmas_L: NDArray[np.float64], needed_L: NDArray[np.int64], sizes_S: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return per size the largest level up to which no level needs more context, (S,); 0: none."""
+    most_so_far = np.maximum.accumulate(needed_L)
+    count = np.searchsorted(most_so_far, sizes_S, side="right")
+    levels: NDArray[np.float64] = np.concatenate([[0.0], sigmas_L])[count]
+    return levels
