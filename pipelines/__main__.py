@@ -131,6 +131,25 @@ def _dedup(options: argparse.Namespace) -> JobReport:
     return dedup(root, config, settings=_spark(options), dry_run=options.dry_run)
 
 
+def _compact(options: argparse.Namespace) -> JobReport:
+    from pipelines.jobs.upkeep import compact_all
+
+    return compact_all(Root.open(options.root), dry_run=options.dry_run)
+
+
+def _vacuum(options: argparse.Namespace) -> JobReport:
+    from pipelines.jobs.upkeep import vacuum_all
+
+    root = Root.open(options.root)
+    return vacuum_all(root, retention_hours=options.retention_hours, dry_run=options.dry_run)
+
+
+def _purge(options: argparse.Namespace) -> JobReport:
+    from pipelines.jobs.upkeep import purge_all
+
+    return purge_all(Root.open(options.root), dry_run=options.dry_run)
+
+
 def _annotate(options: argparse.Namespace) -> JobReport:
     from pipelines import policies
     from pipelines.jobs.annotate import annotate
@@ -199,6 +218,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BATCH",
         help="batches that a quality_rank's border is frozen on (default: --batch)",
     )
+    _job(jobs, "compact", _compact, "rewrite tables into fewer files", batch=False)
+    vacuum = _job(
+        jobs, "vacuum", _vacuum, "delete files that no kept or pinned version needs", batch=False
+    )
+    vacuum.add_argument("--retention-hours", type=int, default=168)
+    _job(jobs, "purge", _purge, "blank what was taken down, remove facts about it", batch=False)
     return parser
 
 

@@ -94,6 +94,11 @@ class Snapshot:
         ]
         return [_plain_path(uri) for uri in self._delta.file_uris(filters or None)]
 
+    @property
+    def delta(self) -> DeltaTable:
+        """The Delta table at this version, for upkeep (`schemas.maintenance`)."""
+        return self._delta
+
     def excluded_sample_rows(self) -> frozenset[int]:
         """Return the sample rows that were taken down, for readers that go past `read`."""
         return self._tables.excluded_sample_rows
@@ -280,6 +285,37 @@ class Tables:
 
         return self._retry(name, attempt, [])
 
+    def replace_files(
+        self,
+        name: str,
+        slice: Mapping[str, str],
+        old: Sequence[str],
+        new: Sequence[WrittenFile],
+        properties: CommitProperties,
+    ) -> Commit:
+        """Put files in the place of others that hold the same facts; for upkeep alone.
+
+        The slice keeps its fingerprint, so no job sees a difference.
+
+        Raises:
+            CommitConflict: the old files are no longer those of the slice, or others kept
+                committing; nothing became visible.
+        """
+        wanted = contract(name)
+
+        def attempt() -> Commit:
+            delta = self._delta(name)
+            if delta is None or not _live_paths(delta).issuperset(old):
+                self._remove(name, new)
+                raise CommitConflict(f"{name}: {dict(slice)} changed meanwhile; run upkeep again")
+            removes = [a for a in _removes(delta, slice) if a.path in set(old)]
+            version = self._log(
+                wanted, delta, [*(_add(f, slice) for f in new), *removes], properties
+            )
+            return Commit(version, sum(file.num_rows for file in new), 0)
+
+        return self._retry(name, attempt, new)
+
     def discard(self, name: str, commit_id: str) -> int:
         """Remove the uncommitted files of a failed job; return how many there were."""
         found = list(self.table_path(name).rglob(f"part-{commit_id}-*.parquet"))
@@ -397,6 +433,9 @@ class Tables:
                 [a for a in actions if isinstance(a, AddAction)],
                 mode="error",
                 partition_by=parts,
+                # Training runs pin versions for as long as they are of interest, and delta-rs
+                # would drop the log of a version after thirty days.
+                configuration={"delta.enableExpiredLogCleanup": "false"},
                 commit_properties=properties,
             )
             return 0
@@ -456,6 +495,20 @@ def _removes(delta: DeltaTable | None, slice: Mapping[str, str]) -> list[RemoveA
         for f in files
         if all(f[f"partition.{k}"] == v for k, v in slice.items())
     ]
+
+
+def slice_paths(delta: DeltaTable) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """Yield each slice of a version with its data files, relative to the table."""
+    found: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for row in pa.table(delta.get_add_actions(flatten=True)).to_pylist():
+        key = tuple(
+            (name.removeprefix("partition."), value)
+            for name, value in row.items()
+            if name.startswith("partition.")
+        )
+        found.setdefault(key, []).append(urllib.parse.unquote(row["path"]))
+    for key, files in found.items():
+        yield dict(key), sorted(files)
 
 
 def _live_paths(delta: DeltaTable) -> set[str]:

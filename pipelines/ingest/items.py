@@ -22,6 +22,7 @@ BAD_ROW = "bad_row"  # a line of a URL list that cannot be read
 NO_URL = "no_url"
 UNSUPPORTED_SCHEME = "unsupported_scheme"  # neither http nor https
 FORBIDDEN_ADDRESS = "forbidden_address"  # it leads into a private network or to this machine
+TAKEN_DOWN = "taken_down"  # these bytes were excluded; see pipelines.takedown
 DISALLOWED = "disallowed"  # the server asks not to be used (X-Robots-Tag)
 TIMEOUT = "timeout"
 CONNECTION_FAILED = "connection_failed"
@@ -40,7 +41,7 @@ TRANSIENT_REASONS = frozenset(
 )
 
 # What a server, or our own guard, said for good: asking again would be rude, and in vain.
-ANSWERS = frozenset({DISALLOWED, FORBIDDEN_ADDRESS})
+ANSWERS = frozenset({DISALLOWED, FORBIDDEN_ADDRESS, TAKEN_DOWN})
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from ambient_omni.progress import progress
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.earlier import earlier_outcomes
-from pipelines.ingest.items import TRANSIENT_REASONS, Fetched, ListedItem, Source
+from pipelines.ingest.items import TAKEN_DOWN, TRANSIENT_REASONS, Fetched, ListedItem, Source
 from pipelines.ingest.register import check_batch, register
 from pipelines.ingest.rows import (
     Sample,
@@ -106,7 +106,7 @@ def _ingest(
     items = source.items(_work(root, batch), _earlier(root, batch, config))
     if not items:
         raise BadInput(f"{source.uri} holds no image; name another source")
-    verdicts = verify_all(items, config)
+    verdicts = _without_taken_down(root, verify_all(items, config))
     rejected = Counter(v.reason for v in verdicts if v.reason is not None)
     known, next_position = _positions(root, batch)
     if sum(rejected.values()) == len(items):
@@ -129,6 +129,15 @@ def _ingest(
         "num_to_retry": (failed := sum(rejected[reason] for reason in TRANSIENT_REASONS)),
         "notes": _retry_note(failed, len(items)),
     }
+
+
+def _without_taken_down(root: Root, verdicts: list[Verdict]) -> list[Verdict]:
+    """Refuse bytes that were taken down, from wherever they come this time."""
+    gone = root.tables.excluded_sample_ids
+    return [
+        Verdict(v.sample_id, v.num_bytes, reason=TAKEN_DOWN) if v.sample_id in gone else v
+        for v in verdicts
+    ]
 
 
 def _note_failure(

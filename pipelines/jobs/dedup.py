@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 JOB = "dedup"
 TABLE = "duplicate_clusters"
-EVERY_BATCH = "(all)"
+NO_BATCH = ""
 _CODE_VERSION = 1
 _VECTORS_PER_CELL = 2000
 _MAX_CENTROID_VECTORS = 50_000
@@ -94,7 +94,7 @@ def dedup(
             num_clustered = _commit(root, target, found, rows)
     return JobReport(
         JOB,
-        EVERY_BATCH,
+        NO_BATCH,
         read=len(rows),
         written=0 if current or dry_run else len(rows),
         unchanged=len(rows) if current else 0,

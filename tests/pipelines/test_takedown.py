@@ -1,0 +1,106 @@
+"""Take-down: found by id, prefix or address; bytes blanked, facts removed, never stored again."""
+
+import datetime
+
+import numpy as np
+import pytest
+
+from ambient_omni.data.packs import PackSet
+from ambient_omni.data.transforms import Transform
+from pipelines.__main__ import main
+from pipelines.ingest import IngestConfig, ingest
+from pipelines.jobs.pack import build_pack
+from pipelines.jobs.score import ScoreConfig, score
+from pipelines.takedown import find_samples, purge
+from schemas.errors import BadInput
+from schemas.registry import contract
+from schemas.root import Root
+from tests.data.pictures import attempts, encoded, put, samples, stored_bytes
+
+CONFIG = IngestConfig(show_progress=False, num_workers=1)
+TRANSFORM = Transform(resolution=8)
+
+
+def exclude(root, sample_id):
+    row = {
+        "sample_id": sample_id,
+        "excluded_at": datetime.datetime.now(datetime.UTC),
+        "why": "asked for",
+    }
+    root.tables.upsert("exclusions", contract("exclusions").table([row]), job="tests")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(4):
+        put(tmp_path / f"in/{number}.png", encoded(number))
+        put(tmp_path / f"in/{number}.txt", f"caption {number}")
+    return tmp_path / "in"
+
+
+@pytest.fixture
+def filled(root, folder, spark):
+    ingest(root, "b", folder, CONFIG)
+    score(root, "b", ScoreConfig(encoder=None))
+    build_pack(root, "b", TRANSFORM)
+    return root
+
+
+def test_a_sample_is_found_by_id_prefix_or_address(filled, folder):
+    wanted = samples(filled)[1]["sample_id"]
+    for name in (wanted, wanted[:10], str(folder / "1.png")):
+        assert find_samples(filled, [name]) == [wanted]
+    for name in ("0000000000", "http://nowhere/x.png", wanted[:7]):
+        with pytest.raises(BadInput, match="no sample_id, prefix of one or URL"):
+            find_samples(filled, [name])
+
+
+def test_a_purge_leaves_no_byte_and_no_fact_and_moves_nothing_else(filled):
+    before, packs = samples(filled), PackSet.open(filled.packs, TRANSFORM, ["b"])
+    pixels = packs.take(np.arange(4)).copy()
+    gone = before[1]
+    exclude(filled, gone["sample_id"])
+    done = purge(filled)
+    assert (done.num_images, done.num_pack_rows) == (1, 1)
+    assert done.facts == {"scores/classical": 1}
+    assert not any(stored_bytes(filled, gone))
+    kept = [row for row in before if row is not gone]
+    assert samples(filled) == kept
+    assert [stored_bytes(filled, row) for row in kept] == [encoded(n) for n in (0, 2, 3)]
+    now = PackSet.open(filled.packs, TRANSFORM, ["b"]).take(np.arange(4))
+    assert not now[1].any()
+    assert np.array_equal(now[[0, 2, 3]], pixels[[0, 2, 3]])
+    # Also past the exclusions nothing is left of it in the newest versions.
+    for name in ("samples", "ingest_attempts"):
+        rows = filled.tables.open(name).read(exclude=False).to_pylist()
+        row = next(r for r in rows if r["sample_id"] == gone["sample_id"])
+        assert row["caption"] is None
+    assert purge(filled).facts == {}
+    assert purge(filled).num_images == 0
+
+
+def test_jobs_stay_current_after_a_purge_and_the_image_never_comes_back(filled, folder, spark):
+    gone = samples(filled)[0]
+    exclude(filled, gone["sample_id"])
+    purge(filled)
+    assert score(filled, "b", ScoreConfig(encoder=None)).unchanged == 3
+    put(folder / "4.png", encoded(4))
+    report = ingest(filled, "b", folder, CONFIG)
+    assert report.rejected == {"taken_down": 1}
+    found = attempts(filled)
+    assert len(samples(filled)) == 4
+    assert "0.png" not in found  # an excluded attempt is left out by every reader
+    assert not any(
+        encoded(0) in path.read_bytes() for path in Root(filled.path).shards.rglob("*.tar")
+    )
+
+
+def test_upkeep_goes_by_command_and_says_what_it_did(filled, capsys):
+    exclude(filled, samples(filled)[1]["sample_id"])
+    for job, said in (
+        ("purge", "1 rows of packs blanked"),
+        ("compact", "files became"),
+        ("vacuum", "vacuum: read"),
+    ):
+        assert main([job, "--root", str(filled.path)]) == 0
+        assert said in capsys.readouterr().out
