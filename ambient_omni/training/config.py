@@ -131,7 +131,11 @@ class TrainConfig(Frozen):
     )
     loader: LoaderConfig = LoaderConfig()
     sampling: SamplingConfig = SamplingConfig()
-    horizontal_flip: bool = Field(default=True, description="Mirror half of the images drawn.")
+    horizontal_flip: bool | None = Field(
+        default=None,
+        description="Mirror half of the images drawn; none: yes for pixels, no for latents, which "
+        "cannot be mirrored.",
+    )
     batch_size: int = Field(default=32, ge=1, description="Images per step, over all processes.")
     micro_batch_size: int | None = Field(
         default=None,
