@@ -46,6 +46,8 @@ class ExportedPipeline(_Base):
         told: what the network is told of the level: the scheduler's "timestep", or ln σ / 4 as
             "log_sigma".
         id2label: names of the class labels, by number as a string; empty without labels.
+        null_label: the class of images about which nothing is said; None: the network takes none.
+        takes_mask: tokens of padding are masked, in the text encoder and the network.
         sigma_max: the highest level that was trained, where flow matching begins.
     """
 
@@ -62,6 +64,8 @@ class ExportedPipeline(_Base):
         family: str = "edm",
         told: str = "timestep",
         id2label: dict[str, str] | None = None,
+        null_label: int | None = None,
+        takes_mask: bool = False,
         sigma_max: float = 80.0,
     ) -> None:
         super().__init__()
@@ -73,7 +77,12 @@ class ExportedPipeline(_Base):
             tokenizer=tokenizer,
         )
         self.register_to_config(
-            family=family, told=told, id2label=id2label or {}, sigma_max=sigma_max
+            family=family,
+            told=told,
+            id2label=id2label or {},
+            null_label=null_label,
+            takes_mask=takes_mask,
+            sigma_max=sigma_max,
         )
 
     @torch.no_grad()
@@ -109,7 +118,7 @@ class ExportedPipeline(_Base):
             Images, as diffusers' own pipelines return them.
         """
         condition = self._condition(prompt, class_labels, batch_size)
-        null = self._condition("" if prompt is not None else None, None, len(condition))
+        null = self._condition(None if prompt is None else "", None, len(condition))
         x = self._begin(len(condition), generator, latents, num_inference_steps, schedule)
         for t in self.progress_bar(self.scheduler.timesteps):
             seen = self._scaled(x, t)
@@ -180,18 +189,16 @@ class ExportedPipeline(_Base):
             if prompt is None:
                 raise ValueError("this model is told captions: give a prompt")
             prompts = [prompt] * count if isinstance(prompt, str) else prompt
-            return _Said(len(prompts), {"encoder_hidden_states": self._encode(prompts)})
-        names = self.config.id2label
-        if not names:
+            return _Said(len(prompts), self._encode(prompts))
+        if self.config.null_label is None:
             return _Said(count, {})
-        # The number of classes is the class of images about which nothing is said.
-        labels = [len(names)] * count if class_labels is None else class_labels
-        numbers = {name: int(number) for number, name in names.items()}
+        labels = [self.config.null_label] * count if class_labels is None else class_labels
+        numbers = {name: int(number) for number, name in self.config.id2label.items()}
         known = [numbers[label] if isinstance(label, str) else label for label in labels]
         told = torch.tensor(known, device=self._execution_device)
         return _Said(len(known), {"class_labels": told})
 
-    def _encode(self, prompts: list[str]) -> Tensor:
+    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         tokens = self.tokenizer(
             prompts,
             padding="max_length",
@@ -199,11 +206,10 @@ class ExportedPipeline(_Base):
             truncation=True,
             return_tensors="pt",
         ).to(self._execution_device)
-        mask = tokens.attention_mask
-        if not getattr(self.text_encoder.config, "use_attention_mask", False):
-            mask = None
-        states: Tensor = self.text_encoder(tokens.input_ids, attention_mask=mask)[0]
-        return states.to(self.network.dtype)
+        mask = tokens.attention_mask if self.config.takes_mask else None
+        states = self.text_encoder(tokens.input_ids, attention_mask=mask)[0]
+        said = {"encoder_hidden_states": states.to(self.network.dtype)}
+        return said if mask is None else {**said, "encoder_attention_mask": mask.bool()}
 
     def _images(self, x: Tensor, output_type: str) -> Any:
         if self.vae is not None:
