@@ -1,0 +1,116 @@
+"""Whole runs on latents, labels and captions, as small as they can be."""
+
+import numpy as np
+import pytest
+
+from ambient_omni.data.annotations import NoiseSpaceMismatch
+from ambient_omni.data.config import LatentConfig
+from ambient_omni.data.latent_packs import EncodeLatentsJob, encode_batches
+from ambient_omni.data.latents import latent_space
+from ambient_omni.data.packs import PackSet
+from ambient_omni.data.transforms import Transform
+from ambient_omni.evaluation import evaluate, read_heldout
+from ambient_omni.training.trained import load_trained
+from ambient_omni.training.trainer import train
+from schemas.errors import BadInput
+from schemas.registry import contract
+from tests.data.pipelines import save_stable_diffusion
+from tests.data.tiny_vae import save_tiny_vae
+
+TRANSFORM = Transform(resolution=8)
+NETWORK = {"widths": (8, 8), "layers_per_block": 1, "attention_scales": 1, "norm_groups": 4}
+PLAIN = {"kind": "unet2d", "head_dim": 4, **NETWORK}
+
+
+def describe(root, **columns):
+    """Give every sample a label or a caption."""
+    samples = root.tables.read("samples")
+    for batch in ("ref", "pool"):
+        rows = [row for row in samples.to_pylist() if row["ingest_batch"] == batch]
+        for number, row in enumerate(rows):
+            row.update({name: words[number % len(words)] for name, words in columns.items()})
+        root.tables.commit(
+            "samples",
+            contract("samples").table(rows),
+            slice={"ingest_batch": batch},
+            inputs={"described": sorted(columns)},
+            job="tests",
+        )
+
+
+@pytest.fixture
+def latent_run(trainable, tiny, config, tmp_path):
+    """A root whose levels and packs are of latents, and the settings of a run on them."""
+    latents = LatentConfig(vae=save_tiny_vae(tmp_path / "vae"))
+    job = EncodeLatentsJob(batches=("ref", "pool"), latents=latents, transform=TRANSFORM)
+    encode_batches(trainable, job, show=False)
+    space = latent_space(latents, TRANSFORM)
+    for batch in ("ref", "pool"):
+        rows = trainable.tables.read("samples", where={"ingest_batch": batch})["sample_row"]
+        sigma_min = [0.0] * 12 if batch == "ref" else [0.2, 0.5, 1.0, None] * 5
+        tiny.annotate(trainable, batch, rows.to_numpy(), sigma_min, "latent-policy", space)
+    return trainable, config(
+        policy_id="latent-policy",
+        latents=latents.model_dump(),
+        network=PLAIN,
+        parameterisation={"kind": "flow"},
+        prior={"kind": "flow"},
+        batch_size=4,
+        num_images=12,
+        evaluate_every_images=12,
+    )
+
+
+def test_a_run_on_latents_obeys_latent_levels_and_measures_their_loss(latent_run):
+    root, settings = latent_run
+    run_id = train(root, settings, show=False)
+    loss = evaluate(root, run_id, "trusted")
+    packs = PackSet.open(root.packs, latent_space(settings.latents, TRANSFORM), ["ref", "pool"])
+    assert loss.sigma_data == pytest.approx(packs.sigma_data, rel=1e-6)
+    assert np.isfinite(loss.total)
+    assert read_heldout(root.runs / run_id)["validation"].num_images == 4
+    assert load_trained(root, run_id).x0_shape == (3, 4, 4)
+
+
+def test_levels_of_pixels_are_refused_for_latents(latent_run):
+    root, settings = latent_run
+    with pytest.raises(NoiseSpaceMismatch, match="policy with noise_space: latent"):
+        train(root, settings.model_copy(update={"policy_id": "policy"}), show=False)
+
+
+def test_latents_are_not_mirrored_and_asking_for_it_is_refused(latent_run):
+    root, settings = latent_run
+    with pytest.raises(BadInput, match="a mirrored latent is not the latent"):
+        train(root, settings.model_copy(update={"horizontal_flip": True}), show=False)
+
+
+SHORT = {"batch_size": 4, "num_images": 12, "evaluate_every_images": 12}
+
+
+def test_a_run_on_labels_measures_the_loss_of_labelled_images(trainable, config):
+    describe(trainable, label=("cat", "dog"))
+    settings = config(
+        **SHORT, network=PLAIN, condition={"kind": "label"}, parameterisation={"kind": "v"}
+    )
+    run_id = train(trainable, settings, show=False)
+    assert load_trained(trainable, run_id).label_names == ("cat", "dog")
+    assert np.isfinite(evaluate(trainable, run_id, "trusted").total)
+
+
+def test_a_run_on_captions_measures_the_loss_of_captioned_images(trainable, config, tmp_path):
+    describe(trainable, caption=("a cat", "a dog", ""))
+    condition = {"kind": "caption", "text_encoder": str(save_stable_diffusion(tmp_path / "sd"))}
+    network = {"kind": "unet2d_condition", "heads": 2, **NETWORK}
+    settings = config(
+        **SHORT, network=network, condition=condition, parameterisation={"kind": "epsilon"},
+        prior={"kind": "ddpm"}, samples={"num_images": 2, "num_steps": 3, "prompts": ("a cat",)},
+    )  # fmt: skip
+    run_id = train(trainable, settings, show=False)
+    assert np.isfinite(evaluate(trainable, run_id, "trusted").total)
+
+
+def test_a_caption_that_is_missing_stops_a_run_before_it_begins(trainable, config, tmp_path):
+    condition = {"kind": "caption", "text_encoder": str(save_stable_diffusion(tmp_path / "sd"))}
+    network = {"kind": "unet2d_condition", "heads": 2, **NETWORK}
+    with pytest.raises(BadInput, match="caption"):
+        train(trainable, config(**SHORT, network=network, condition=condition), show=False)
