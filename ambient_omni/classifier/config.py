@@ -61,6 +61,17 @@ class OrderConfig(Frozen):
     )
 
 
+class StoppingConfig(Frozen):
+    """When training ends: a share of the groups is kept aside and tells."""
+
+    fraction: float = Field(
+        default=0.1, ge=0, lt=0.5, description="Share of the groups kept aside; 0: never stop early"
+    )
+    num_checks: int = Field(default=20, ge=1, description="How often is looked, over all steps.")
+    patience: int = Field(default=6, ge=1, description="Looks without a gain before it ends.")
+    num_batches: int = Field(default=16, ge=1, description="Noised batches that are looked at.")
+
+
 class GridConfig(Frozen):
     """Every image at the same levels; 4 levels x 2 noisings are the shortest that is of use."""
 
@@ -144,6 +155,7 @@ class ClassifierConfig(Frozen):
         "also any order of the colours, so that few references are harder to learn by heart.",
     )
     order: OrderConfig = OrderConfig()
+    stopping: StoppingConfig = StoppingConfig()
     sigma_low: float = Field(default=0.02, gt=0, description="Lowest level of the curves.")
     sigma_high: float = Field(default=10.0, gt=0, description="Highest level of the curves.")
     num_levels: int = Field(default=18, ge=3, description="Levels, even steps in ln sigma.")

@@ -90,6 +90,10 @@ class PackedImages:
         """Return those that belong to none of some groups."""
         return self.subset(np.flatnonzero([group not in groups for group in self.groups]))
 
+    def among(self, groups: Collection[str]) -> PackedImages:
+        """Return those that belong to one of some groups."""
+        return self.subset(np.flatnonzero([group in groups for group in self.groups]))
+
     def first_by_content(self, count: int) -> PackedImages:
         """Return at most `count` of them: always the same ones, whatever else is there."""
         places = [hash_fraction(name, "classifier-measure") for name in self.sample_ids]

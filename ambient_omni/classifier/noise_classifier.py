@@ -24,12 +24,13 @@ from ambient_omni.classifier.data import ClassifierData, PackedImages, fold_of
 from ambient_omni.classifier.groups import named
 from ambient_omni.classifier.network import NoiseClassifierNetwork
 from ambient_omni.classifier.positive_control import judge_control, plant, require_found, separation
-from ambient_omni.classifier.training import answer, grade, noise_bank, train_fold
+from ambient_omni.classifier.training import Sides, answer, grade, noise_bank, train_fold
 from ambient_omni.code_version import code_version
 from ambient_omni.data.packs import to_x0
 from ambient_omni.data.transforms import Transform
 from ambient_omni.progress import progress
 from schemas.errors import BadInput, ClassifierRefused
+from schemas.ids import hash_fraction
 from schemas.registry import contract
 from schemas.root import Root, write_json
 
@@ -287,7 +288,7 @@ class _Maker:
             seen = self._pool.subset(np.flatnonzero(self._fold_of_pool != number))
             # A reference that has a twin in the fold would teach its network that twin.
             trusted = self._trusted.without(set(self._unseen(number).groups))
-            _save(train_fold(trusted, seen, self._config, number), file)
+            _save(train_fold(self._sides(trusted, seen), self._config, number), file)
         network = _load_network(file, self._config, self._channels)
         unseen = self._unseen(number)
         unseen = unseen.first_by_content(self._config.max_graded_images)
@@ -298,6 +299,19 @@ class _Maker:
         self._graded_pool.append(calibration.apply(pool))
         self._graded_validation.append(calibration.apply(validation))
         return Fold(network, calibration)
+
+    def _sides(self, trusted: PackedImages, pool: PackedImages) -> Sides:
+        """Keep some groups of both sides apart, to stop by; the same ones on both."""
+        fraction = self._config.stopping.fraction
+        kept = {
+            group
+            for group in {*trusted.groups, *pool.groups}
+            if hash_fraction(group, "classifier-stopping") < fraction
+        }
+        stop_trusted, stop_pool = trusted.among(kept), pool.among(kept)
+        if not len(stop_trusted) or not len(stop_pool):
+            return Sides(trusted, pool)
+        return Sides(trusted.without(kept), pool.without(kept), stop_trusted, stop_pool)
 
     def _unseen(self, number: int) -> PackedImages:
         return self._pool.subset(np.flatnonzero(self._fold_of_pool == number))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,60 +26,137 @@ from ambient_omni.progress import progress
 _WARMUP_STEPS = 50
 # The curves' ends are judged better when levels just beyond them were trained too.
 _MARGIN = 1.25
+_BATCH = "classifier-batch"
 
 
-def train_fold(
-    trusted: Images, pool: Images, config: ClassifierConfig, fold: int
-) -> NoiseClassifierNetwork:
+@dataclass(frozen=True)
+class Sides:
+    """Positives and negatives of one training, and what is kept aside to stop it.
+
+    Attributes:
+        trusted: positives.
+        pool: the pool without the fold's own images.
+        stop_trusted: positives that only decide when to stop; no twin of one is in `trusted`.
+        stop_pool: negatives that only decide when to stop.
+        carried_noise: (len(pool),) standard deviation of the white noise that each pool image
+            already carries. It counts as part of the level: such an image is noised up to the
+            level, not on top of what it has. None where the images are what they are.
+    """
+
+    trusted: Images
+    pool: Images
+    stop_trusted: Images | None = None
+    stop_pool: Images | None = None
+    carried_noise: NDArray[np.float64] | None = None
+
+
+def train_fold(sides: Sides, config: ClassifierConfig, fold: int) -> NoiseClassifierNetwork:
     """Train the network of one fold on everything but that fold.
 
     Args:
-        trusted: positives.
-        pool: the pool without the fold's own images.
+        sides: what it learns to tell apart.
         config: the classifier.
         fold: which one; names the random draws.
 
     Returns:
-        The averaged weights, in evaluation mode.
+        The averaged weights that told the images kept aside best, in evaluation mode; the last
+        ones where none were kept aside.
     """
-    channels = trusted.take(np.array([0])).shape[-1]
+    channels = sides.trusted.take(np.array([0])).shape[-1]
     with rng.torch_seeded(config.seed, "classifier-fold", fold):
         network = NoiseClassifierNetwork(config.network, channels)
         average = copy.deepcopy(network).eval()
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        chains = _chains(trusted, config, fold)
+        chains = _chains(sides.trusted, config, fold)
         num_steps = -(-config.num_images // config.batch_size)
+        stop = _Stopping(sides, config, fold, num_steps)
         label = f"noise classifier {fold + 1}/{config.num_folds}"
         with progress(label=label, unit="image", total=num_steps * config.batch_size) as bar:
             for step in range(num_steps):
                 _set_rate(optimizer, config.learning_rate, step, num_steps)
-                batch = _batch(trusted, pool, config, fold, step)
+                batch = _batch(sides, config, rng.generator(config.seed, _BATCH, fold, step))
                 ordered = None if chains is None else _ordered(chains, config, fold, step)
                 _step(network, optimizer, batch, ordered, config.order.weight)
                 _average(average, network, min(config.ema_decay, step / (step + 1)))
                 bar.update(config.batch_size)
-    return average
+                if stop.is_reached(average, step + 1):
+                    break
+    return stop.best_of(average)
+
+
+class _Stopping:
+    """Keeps the weights that tell images kept aside best; stops when they were long ago."""
+
+    def __init__(self, sides: Sides, config: ClassifierConfig, fold: int, num_steps: int) -> None:
+        self._every = max(1, num_steps // config.stopping.num_checks)
+        self._patience = config.stopping.patience
+        self._batches: list[tuple[Tensor, Tensor]] = []
+        self._best: dict[str, Tensor] | None = None
+        self._lowest, self._waited = math.inf, 0
+        if sides.stop_trusted is not None and sides.stop_pool is not None:
+            aside = Sides(sides.stop_trusted, sides.stop_pool)
+            plain = config.model_copy(update={"augment": "none"})
+            for number in range(config.stopping.num_batches):
+                draw = rng.generator(config.seed, "classifier-stopping", fold, number)
+                self._batches.append(_batch(aside, plain, draw))
+
+    def is_reached(self, average: NoiseClassifierNetwork, num_steps_done: int) -> bool:
+        """Measure from time to time; say whether nothing was gained for too long."""
+        if not self._batches or num_steps_done % self._every:
+            return False
+        loss = self._loss(average)
+        self._waited += 1
+        if loss < self._lowest:
+            self._lowest, self._waited = loss, 0
+            self._best = {k: v.clone() for k, v in average.state_dict().items()}
+        return self._waited >= self._patience
+
+    def best_of(self, average: NoiseClassifierNetwork) -> NoiseClassifierNetwork:
+        """Return the network with the best weights that were measured."""
+        if self._best is not None:
+            average.load_state_dict(self._best)
+        return average
+
+    @torch.no_grad()
+    def _loss(self, network: NoiseClassifierNetwork) -> float:
+        return sum(_cross_entropy(network(x, sigma)).item() for x, sigma in self._batches)
+
+
+def _cross_entropy(logits_B: Tensor) -> Tensor:
+    """Return the loss of a batch whose first half is trusted."""
+    is_trusted_B = (torch.arange(len(logits_B)) < len(logits_B) // 2).to(logits_B)
+    return nnf.binary_cross_entropy_with_logits(logits_B, is_trusted_B)
 
 
 def _batch(
-    trusted: Images, pool: Images, config: ClassifierConfig, fold: int, step: int
+    sides: Sides, config: ClassifierConfig, draw: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Return noised images, trusted first, and their levels: both halves under one noise.
 
     The same level and noise stand on both sides, so that neither can tell them apart.
     """
-    draw = rng.generator(config.seed, "classifier-batch", fold, step)
     half = config.batch_size // 2
-    pixels = [images.take(draw.integers(len(images), size=half)) for images in (trusted, pool)]
-    x0 = to_x0(np.concatenate(pixels))
+    trusted = sides.trusted.take(draw.integers(len(sides.trusted), size=half))
+    chosen = draw.integers(len(sides.pool), size=half)
+    x0 = np.concatenate([_as_x0(trusted), _as_x0(sides.pool.take(chosen))])
     x0 = augment(x0, config.augment, draw)
     sigma = _draw_sigmas(config, half, draw)
     noise = draw.standard_normal((half, *x0.shape[1:]), dtype=np.float32)
-    sigmas = np.tile(sigma, 2)
-    noised = x0 + sigmas[:, None, None, None] * np.tile(noise, (2, 1, 1, 1))
-    return torch.from_numpy(noised), torch.from_numpy(sigmas)
+    amplitude = np.tile(sigma, 2)
+    if sides.carried_noise is not None:
+        missing = np.square(sigma) - np.square(sides.carried_noise[chosen])
+        amplitude[half:] = np.sqrt(np.maximum(missing, 0))
+    noised = x0 + amplitude[:, None, None, None] * np.tile(noise, (2, 1, 1, 1))
+    return torch.from_numpy(noised), torch.from_numpy(np.tile(sigma, 2))
+
+
+def _as_x0(pixels_BHWC: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Return (B, C, H, W): uint8 is brought to [-1, 1], float32 (noisy measurements) is there."""
+    if pixels_BHWC.dtype == np.uint8:
+        return to_x0(pixels_BHWC)
+    return np.ascontiguousarray(pixels_BHWC.transpose(0, 3, 1, 2), np.float32)
 
 
 def _draw_sigmas(
@@ -139,8 +217,7 @@ def _step(
     if ordered is not None:
         x, sigma = torch.cat([x, ordered[0]]), torch.cat([sigma, ordered[1]])
     logits = network(x, sigma)
-    is_trusted_B = torch.arange(count) < count // 2
-    loss = nnf.binary_cross_entropy_with_logits(logits[:count], is_trusted_B.float())
+    loss = _cross_entropy(logits[:count])
     if ordered is not None:
         chains_BS = logits[count:].view(-1, CHAIN_LENGTH)
         loss = loss + order_weight * order_loss(chains_BS, sigma[count::CHAIN_LENGTH])

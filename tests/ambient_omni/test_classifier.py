@@ -25,6 +25,7 @@ QUICK = {
     "sigma_low": 0.03,
     "sigma_high": 20.0,
     "num_noises": 2,
+    "order": {"num_chains": 40, "chains_per_batch": 2},
     "control": {"severities": {"gaussian_blur": 1.5, "sensor_noise": 32.0}},
 }
 
@@ -155,12 +156,12 @@ def test_a_stopped_training_goes_on_with_the_fold_that_is_missing(filled, monkey
 
     trained, whole = [], module.train_fold
 
-    def stops_at_second(trusted, pool, config, fold):
+    def stops_at_second(sides, config, fold):
         if fold == 1 and 1 not in trained:
             trained.append(1)
             raise KeyboardInterrupt
         trained.append((fold, "done"))
-        return whole(trusted, pool, config, fold)
+        return whole(sides, config, fold)
 
     monkeypatch.setattr(module, "train_fold", stops_at_second)
     with pytest.raises(KeyboardInterrupt):
@@ -199,9 +200,10 @@ def test_no_fold_trains_on_an_image_that_it_grades(filled, monkeypatch):
 
     seen, whole = {}, module.train_fold
 
-    def spy(trusted, pool, config, fold):
-        seen[fold] = set(pool.sample_ids) | set(trusted.sample_ids)
-        return whole(trusted, pool, config, fold)
+    def spy(sides, config, fold):
+        parts = (sides.trusted, sides.pool, sides.stop_trusted, sides.stop_pool)
+        seen[fold] = {name for part in parts for name in part.sample_ids}
+        return whole(sides, config, fold)
 
     monkeypatch.setattr(module, "train_fold", spy)
     classifier = load(filled, train(filled))
