@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ambient_omni.classifier.config import ClassifierConfig
 from ambient_omni.data.transforms import Transform
 from ambient_omni.training.config import TrainConfig
+from dagster_project.operations.config import OperationsConfig
 from pipelines.demo_data import DemoDataConfig
 from pipelines.ingest.config import IngestConfig
 from pipelines.jobs.ood import OodConfig
@@ -99,6 +100,7 @@ class Recipe(_Frozen):
         baseline_arm: the arm that the report compares with.
         training: what all arms share.
         spark: how to reach Spark.
+        operations: what happens by itself: watched folders, drift, promotion, launches.
         demo_data: only the demo's recipes: the images to draw.
     """
 
@@ -114,6 +116,7 @@ class Recipe(_Frozen):
     baseline_arm: str = "only_reference"
     training: Training = Training()
     spark: SparkSettings = SparkSettings()
+    operations: OperationsConfig = OperationsConfig()
     demo_data: DemoDataConfig | None = None
 
     @model_validator(mode="after")

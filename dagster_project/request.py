@@ -6,13 +6,16 @@
 
 import json
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from schemas.errors import BadInput
+from dagster_project.operations.config import OperationsConfig, Role
+from schemas.errors import BadInput, JobAlreadyRunning
 from schemas.root import Root, write_json
 
 if TYPE_CHECKING:
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
 
 FILE = "request.json"
 REFERENCE, EVALUATION = "reference", "evaluation"
-Role = Literal["pool", "reference", "evaluation"]
+LOCK = ("request", "root")
+WAIT_SECONDS = 30.0
 
 
 class BatchRequest(BaseModel):
@@ -31,6 +35,23 @@ class BatchRequest(BaseModel):
     name: str
     role: Role
     source: str
+    # Settings of ingest that differ from the recipe's.
+    ingest: dict[str, Any] = Field(default_factory=dict)
+    # Batches of one stream are compared with each other.
+    stream: str = ""
+
+
+class Verdict(BaseModel):
+    """Whether a batch may be used, by a check or by a person.
+
+    What is held back stays out of all that follows it: reference of drift, classifier, training.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    status: Literal["held", "accepted"]
+    why: str
+    by: Literal["check", "person"] = "check"
 
 
 class Request(BaseModel):
@@ -40,6 +61,7 @@ class Request(BaseModel):
         batches: in order of arrival; at most one reference and one evaluation batch.
         recipe: the recipe's values; kept as plain values so that reading a request is cheap.
         truth: Parquet file of what was done to the images; only the report reads it.
+        verdicts: batches that were held back, or accepted by a person, by name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +69,7 @@ class Request(BaseModel):
     batches: tuple[BatchRequest, ...] = ()
     recipe: dict[str, Any]
     truth: str | None = None
+    verdicts: dict[str, Verdict] = Field(default_factory=dict)
 
     @classmethod
     def load(cls, root: Root) -> "Request | None":
@@ -78,9 +101,22 @@ class Request(BaseModel):
 
         return parse_recipe(self.recipe, "the recipe in request.json")
 
+    @property
+    def operations(self) -> OperationsConfig:
+        """The recipe's `operations`, without the cost of reading the rest of it."""
+        return OperationsConfig.model_validate(self.recipe.get("operations", {}))
+
     def of_role(self, *roles: Role) -> tuple[str, ...]:
-        """Return the names of the batches with one of these roles, in order of arrival."""
-        return tuple(b.name for b in self.batches if b.role in roles)
+        """Return the names of the batches with one of these roles, in order of arrival.
+
+        Those that are held back are left out.
+        """
+        return tuple(b.name for b in self.batches if b.role in roles and not self.is_held(b.name))
+
+    def is_held(self, batch: str) -> bool:
+        """Say whether a batch is held back from all that follows it."""
+        verdict = self.verdicts.get(batch)
+        return verdict is not None and verdict.status == "held"
 
     def batch(self, name: str) -> BatchRequest:
         """Return one batch.
@@ -111,6 +147,61 @@ class Request(BaseModel):
                     f"{batch.source} another name with --source-name, or take another --root"
                 )
         return self.model_copy(update={"batches": tuple(known.values())})
+
+
+def change_request(root: Root, change: Callable[[Request], Request]) -> Request:
+    """Change a root's request as one step, whoever else changes it meanwhile.
+
+    Raises:
+        BadInput: nothing was asked of the root yet.
+    """
+    with _waiting_lock(root):
+        request = Request.load(root)
+        if request is None:
+            raise BadInput(
+                f"{root.path} was asked for nothing yet; name its sources with "
+                f"`ambient-omni run --root {root.path} --source ... --reference ...`"
+            )
+        changed = change(request)
+        if changed != request:
+            changed.save(root)
+        return changed
+
+
+def judge(root: Root, batch: str, verdict: Verdict | None) -> Request:
+    """Note a verdict on a batch, or forget it. A check never overrules a person.
+
+    Raises:
+        BadInput: no batch has that name.
+    """
+
+    def change(request: Request) -> Request:
+        request.batch(batch)
+        old = request.verdicts.get(batch)
+        if old is not None and old.by == "person" and (verdict is None or verdict.by == "check"):
+            return request
+        kept = {name: v for name, v in request.verdicts.items() if name != batch}
+        return request.model_copy(
+            update={"verdicts": kept if verdict is None else kept | {batch: verdict}}
+        )
+
+    return change_request(root, change)
+
+
+@contextmanager
+def _waiting_lock(root: Root) -> Iterator[None]:
+    give_up = time.monotonic() + WAIT_SECONDS
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(root.lock(*LOCK))
+            except JobAlreadyRunning:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(0.05)
+                continue
+            break
+        yield
 
 
 def batch_name_of(source: str) -> str:
