@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ambient_omni import rng
+from ambient_omni.data.config import SamplingConfig
+from ambient_omni.data.drawing import make_drawer
 from ambient_omni.data.packs import to_x0
 from ambient_omni.data.training_data import TrainingData
-from ambient_omni.noise.eligibility import EligibilityIndex, outside_gap, require_every_level
+from ambient_omni.noise.eligibility import outside_gap, require_every_level
 from ambient_omni.noise.usable import Objective, Usable, hidden_level
+from schemas.errors import BadInput
 
 if TYPE_CHECKING:
     from ambient_omni.noise.priors import Prior
@@ -45,8 +48,12 @@ class BatchSettings(Protocol):
         """Margin above sigma_min."""
 
     @property
-    def horizontal_flip(self) -> bool:
-        """Mirror half of the images."""
+    def horizontal_flip(self) -> bool | None:
+        """Mirror half of the images; None: if they are pixels."""
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """Which of the eligible samples is drawn."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +128,13 @@ class BatchMaker:
         self.data = data
         self._config = config
         self._dropout = condition_dropout
+        self._flips = _flips(data, config.horizontal_flip)
         levels = data.annotations
         self.usable = Usable.of(levels.sigma_min, levels.sigma_max, config.kappa)
-        self._index = EligibilityIndex(self.usable)
-        require_every_level(self._index, config.prior, len(data))
+        self.drawer = make_drawer(
+            data, self.usable, config.sampling, config.objective, config.prior
+        )
+        require_every_level(self.drawer, config.prior, len(data))
 
     @property
     def batch_size(self) -> int:
@@ -135,8 +145,8 @@ class BatchMaker:
         """Draw the levels of a step, then a sample for each: the same on every process."""
         size, seed = self._config.batch_size, self._config.seed
         sigma = self._config.prior.sigma_of(rng.uniform(size, seed, "level", step))
-        sigma = outside_gap(sigma, self._index.gap())
-        return Draw(self._index.draw(sigma, rng.uniform(size, seed, "sample", step)), sigma)
+        sigma = outside_gap(sigma, self.drawer.gap())
+        return Draw(self.drawer.draw(sigma, rng.uniform(size, seed, "sample", step)), sigma)
 
     def batch(self, step: int, draw: Draw, positions: range) -> Batch:
         """Return the images and noise of some positions of a step's global batch.
@@ -152,8 +162,7 @@ class BatchMaker:
         x0 = to_x0(data.packs.take(data.rows_of_pack(index)))
         hidden = hidden_level(sigma, self.usable.floor_of(index), config.objective, config.kappa)
         fixed = self._fixed_noise(index, x0.shape[1:]) if hidden.any() else None
-        # A mirrored latent is not the latent of the mirrored image.
-        if config.horizontal_flip and data.packs.dtype == np.uint8:
+        if self._flips:
             mirrored = rng.uniform(config.batch_size, config.seed, "flip", step)[here] < 0.5
             # The fixed noise belongs to the stored image, so it is mirrored with it.
             for images in (x0, fixed):
@@ -195,3 +204,18 @@ class BatchMaker:
         # Not keyed by the run's seed: two runs that hid an image behind different noise would
         # together give it away.
         return rng.normal_rows(self.data.sample_ids.noise_keys(index), shape, 0, "fixed-noise")
+
+
+def _flips(data: TrainingData, asked: bool | None) -> bool:
+    """Say whether images are mirrored.
+
+    Raises:
+        BadInput: latents are to be mirrored.
+    """
+    pixels = data.packs.dtype == np.uint8
+    if asked and not pixels:
+        raise BadInput(
+            "horizontal_flip: a mirrored latent is not the latent of the mirrored image; leave the "
+            "setting out, and ingest mirrored images if they are wanted"
+        )
+    return pixels if asked is None else asked

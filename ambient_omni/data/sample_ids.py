@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import binascii
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -60,18 +62,5 @@ def _parse_hex(names: pa.Array) -> NDArray[np.uint8]:
     offsets = np.frombuffer(names.buffers()[1], np.int64)[names.offset :][: len(names) + 1]
     if names.null_count or (np.diff(offsets) != _NUM_DIGITS).any():
         raise ValueError(f"sample ids must be {_NUM_DIGITS} hexadecimal digits each")
-    digits = np.frombuffer(names.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
-    # One look-up for two digits: a pair of characters is a 16-bit number.
-    parsed: NDArray[np.uint8] = _PAIRS[digits.view("<u2")].reshape(-1, NUM_BYTES)
-    return parsed
-
-
-def _pair_values() -> NDArray[np.uint8]:
-    values = np.zeros(1 << 16, np.uint8)
-    for byte in range(256):
-        high, low = f"{byte:02x}".encode()
-        values[high | (low << 8)] = byte
-    return values
-
-
-_PAIRS = _pair_values()
+    digits = memoryview(names.buffers()[2])[offsets[0] : offsets[-1]]
+    return np.frombuffer(binascii.unhexlify(digits), np.uint8).reshape(-1, NUM_BYTES)

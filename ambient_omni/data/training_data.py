@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,8 @@ class TrainingData:
     """N training samples in the order of sample_row, with everything a step looks up.
 
     sample_rows (N,) int64; sources (N,) and labels (N,), numbers in the smallest type, by name in
-    source_names and label_names; labels and captions are None where nothing is conditioned on them.
+    source_names and label_names; labels and captions are None where nothing is conditioned on them;
+    threshold, τ of the policy, where floors are soft.
     """
 
     packs: PackSet
@@ -76,6 +78,7 @@ class TrainingData:
     label_names: tuple[str, ...]
     captions: Texts | None
     num_held_out: int
+    threshold: float | None = None
 
     def __len__(self) -> int:
         return len(self.sample_rows)
@@ -133,7 +136,19 @@ def open_training_data(
         label_names=label_names,
         captions=found.captions,
         num_held_out=found.num_held_out,
+        threshold=_threshold(root, config.policy_id) if config.sampling.soft_floors else None,
     )
+
+
+def _threshold(root: Root, policy_id: str) -> float:
+    rows = root.tables.read("policies", ["parameters"], {"policy_id": policy_id}).to_pylist()
+    found = json.loads(rows[0]["parameters"]).get("tau") if rows else None
+    if found is None:
+        raise BadInput(
+            f"policy {policy_id} has no threshold tau, from which soft floors are made: set "
+            "sampling.soft_floors to false, or use a policy of a noise classifier"
+        )
+    return float(found)
 
 
 class _Samples:

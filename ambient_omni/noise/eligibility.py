@@ -61,7 +61,7 @@ class EligibilityIndex:
         # A group is eligible from its lowest floor on, and up to its highest window.
         shape = (self._strata.num_groups, self._strata.num_sources)
         lowest = np.maximum(floors.lowest().reshape(shape).min(axis=1), 0)
-        highest = -np.minimum(windows.lowest().reshape(shape).min(axis=1), 0)
+        highest = np.maximum(-windows.lowest().reshape(shape).min(axis=1), 0)
         self._extremes = (float(lowest.min()), float(highest.max()))
         self._groups = GroupChoice(lowest, highest, self._strata.group_weights)
 
@@ -70,6 +70,14 @@ class EligibilityIndex:
         sigma = as_float32(sigma)
         from_floor, from_window = self._counts(self._all_strata(len(sigma)), sigma[:, None])
         total: NDArray[np.int64] = (from_floor + from_window).sum(axis=1)
+        return total
+
+    def weight(self, sigma: Levels) -> Levels:
+        """Return the sum of the source weights of what is usable at each level, shape (B,)."""
+        sigma = as_float32(sigma)
+        from_floor, from_window = self._counts(self._all_strata(len(sigma)), sigma[:, None])
+        weights = np.tile(self._strata.source_weights, self._strata.num_groups)
+        total: Levels = (from_floor + from_window) @ weights
         return total
 
     def draw(self, sigma: Levels, uniform: Levels) -> NDArray[np.int64]:
@@ -185,56 +193,71 @@ def outside_gap(sigma: Levels, gap: tuple[float, float] | None) -> Levels:
 
 def _orders(usable: Usable, strata: Strata) -> tuple[SortedPrefixes, SortedPrefixes]:
     """Sort the samples of each stratum by floor, and those with a window by window."""
-    num_strata = strata.num_groups * strata.num_sources
-    counts = np.zeros((3, num_strata), np.int64)
-    for here in usable.chunks():
-        floor, window = usable.floor_of(here), usable.window_of(here)
-        number = strata.number(here)
-        for count, chosen in zip(
-            counts,
-            (np.isfinite(_round_up(floor)), floor == 0, _round_down(window) > 0),
-            strict=True,
-        ):
-            count += np.bincount(number[chosen], minlength=num_strata)
-    grouped = None
-    if num_strata > 1:
-        numbers = np.concatenate([strata.number(here) for here in usable.chunks()])
-        grouped = np.argsort(numbers, kind="stable").astype(np.uint32)
-
-    def indices(here: slice) -> NDArray[np.uint32]:
-        if grouped is not None:
-            return grouped[here]
-        return np.arange(here.start, here.stop, dtype=np.uint32)
-
-    def floor_bits(here: slice) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-        index = indices(here)
-        floor = _round_up(usable.floor_of(index))
-        finite = np.isfinite(floor)
-        # Bits of positive floats ascend with the numbers.
-        return floor[finite].view(np.uint32), index[finite]
-
-    def window_bits(here: slice) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-        index = indices(here)
-        window = _round_down(usable.window_of(index))
-        some = window > 0
-        return ~window[some].view(np.uint32), index[some]
-
-    finite, free, windowed = counts
+    finite, free, windowed = _count_kinds(usable, strata)
+    walk = _Walk(usable, strata)
     parts = list(usable.chunks())
     floor_starts, window_starts = _starts(finite), _starts(windowed)
     floors = SortedPrefixes(
-        sort_by(floor_bits, parts, finite),
+        sort_by(walk.floor_keys, parts, finite),
         floor_starts,
         floor_starts[:-1] + free,
         lambda index: usable.kappa * usable.sigma_min[index],
     )
     windows = SortedPrefixes(
-        sort_by(window_bits, parts, windowed),
+        sort_by(walk.window_keys, parts if windowed.any() else [], windowed),
         window_starts,
         window_starts[:-1],
         lambda index: -usable.sigma_max[index].astype(np.float64),
     )
     return floors, windows
+
+
+def _count_kinds(usable: Usable, strata: Strata) -> NDArray[np.int64]:
+    """Count per stratum the samples with a floor, with floor 0, and with a window; (3, T)."""
+    num_strata = strata.num_groups * strata.num_sources
+    counts = np.zeros((3, num_strata), np.int64)
+    for here in usable.chunks():
+        floor, window = usable.floor_and_window_of(here)
+        number = strata.number(here) if num_strata > 1 else None
+        # Beyond float32 a floor is as good as none, and a window below it too.
+        kinds = (floor <= _LARGEST, floor == 0, window >= _SMALLEST)
+        for count, chosen in zip(counts, kinds, strict=True):
+            if number is None:
+                count += np.count_nonzero(chosen)
+            else:
+                count += np.bincount(number[chosen], minlength=num_strata)
+    return counts
+
+
+class _Walk:
+    """Walks through the samples stratum by stratum and says by what to sort them."""
+
+    def __init__(self, usable: Usable, strata: Strata) -> None:
+        self._usable = usable
+        self._grouped: NDArray[np.uint32] | None = None
+        if strata.num_groups * strata.num_sources > 1:
+            numbers = np.concatenate([strata.number(here) for here in usable.chunks()])
+            self._grouped = np.argsort(numbers, kind="stable").astype(np.uint32)
+
+    def floor_keys(self, here: slice) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Return keys and indices of those with a floor; bits of floats ascend with them."""
+        index, place = self._at(here)
+        floor = self._usable.floor_of(place)
+        some = floor <= _LARGEST
+        return _round_up(floor[some]).view(np.uint32), index[some]
+
+    def window_keys(self, here: slice) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Return keys, descending in the window, and indices of those with a window."""
+        index, place = self._at(here)
+        window = self._usable.window_of(place)
+        some = window >= _SMALLEST
+        return ~_round_down(window[some]).view(np.uint32), index[some]
+
+    def _at(self, here: slice) -> tuple[NDArray[np.uint32], slice | NDArray[np.uint32]]:
+        if self._grouped is not None:
+            return self._grouped[here], self._grouped[here]
+        # A slice costs no gather.
+        return np.arange(here.start, here.stop, dtype=np.uint32), here
 
 
 def _starts(counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -248,18 +271,18 @@ def _at(values: Levels, column: NDArray[np.int64]) -> Levels:
 def _round_up(level: ArrayLike) -> NDArray[np.float32]:
     """Round to float32, never down."""
     level = np.asarray(level, np.float64)
-    with np.errstate(over="ignore"):
-        near = level.astype(np.float32)
+    near = level.astype(np.float32)
     return np.where(near < level, np.nextafter(near, np.float32(np.inf)), near)
 
 
 def _round_down(level: ArrayLike) -> NDArray[np.float32]:
     """Round to float32, never up."""
     level = np.asarray(level, np.float64)
-    with np.errstate(over="ignore"):
-        near = level.astype(np.float32)
+    near = level.astype(np.float32)
     return np.where(near > level, np.nextafter(near, np.float32(0)), near)
 
+
+_LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 
 _ADVICE = (
     "add reference images (they have sigma_min 0), choose a policy that accepts more, "

@@ -97,12 +97,26 @@ class Usable:
         """
         floor = self.kappa * self.sigma_min[index]
         np.copyto(floor, np.inf, where=np.isnan(floor))
-        floor[self.sigma_max[index] >= floor] = 0
+        if self.has_windows:
+            floor[self.sigma_max[index] >= floor] = 0
         return floor
 
     def window_of(self, index: Indices) -> Levels:
         """Return the windows of some samples, float64; 0 where the floor is 0."""
-        return np.where(self.floor_of(index) == 0, 0, self.sigma_max[index].astype(np.float64))
+        return self.floor_and_window_of(index)[1]
+
+    def floor_and_window_of(self, index: Indices) -> tuple[Levels, Levels]:
+        """Return `floor_of` and `window_of`."""
+        floor = self.floor_of(index)
+        window = self.sigma_max[index].astype(np.float64)
+        if self.has_windows:
+            window[floor == 0] = 0
+        return floor, window
+
+    @property
+    def has_windows(self) -> bool:
+        """False where sigma_max is one zero for all samples, which takes no memory."""
+        return not (self.sigma_max.strides == (0,) and len(self) and self.sigma_max[0] == 0)
 
     @property
     def floor(self) -> Levels:
@@ -117,7 +131,8 @@ class Usable:
     def at(self, sigma: ArrayLike) -> NDArray[np.bool_]:
         """Say which samples are usable at σ; shapes broadcast against (N,)."""
         sigma = np.asarray(sigma, np.float64)
-        return (sigma >= self.floor) | (sigma <= self.window)
+        floor, window = self.floor_and_window_of(slice(None))
+        return (sigma >= floor) | (sigma <= window)
 
     def allows(self, index: Indices, sigma: Levels) -> NDArray[np.bool_]:
         """Say of (sample, level) pairs whether the sample may be used at the level."""
@@ -136,7 +151,7 @@ class Usable:
     def _count_unreachable(self, lowest: float, highest: float) -> int:
         count = 0
         for here in self.chunks():
-            floor, window = self.floor_of(here), self.window_of(here)
+            floor, window = self.floor_and_window_of(here)
             above = (floor > highest) | np.isinf(floor)
             count += int((above & ((window == 0) | (window < lowest))).sum())
         return count
@@ -193,7 +208,7 @@ def effective_samples_per_group(
     counts = np.zeros((len(edges) - 1, num_groups))
     for here in usable.chunks():
         with np.errstate(divide="ignore"):
-            floor, window = np.log(usable.floor_of(here)), np.log(usable.window_of(here))
+            floor, window = map(np.log, usable.floor_and_window_of(here))
         for band, (low, high) in enumerate(itertools.pairwise(edges)):
             share = high - np.clip(floor, low, high) + np.clip(window, low, high) - low
             counts[band] += np.bincount(group[here], share / (high - low), num_groups)

@@ -1,0 +1,129 @@
+"""From training data and sampling settings to what draws a sample for a level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ambient_omni.data.config import SamplingConfig
+from ambient_omni.data.training_data import TrainingData
+from ambient_omni.noise.eligibility import Drawer, EligibilityIndex
+from ambient_omni.noise.soft import SoftDrawer
+from ambient_omni.noise.strata import Strata
+from ambient_omni.noise.usable import (
+    Levels,
+    Objective,
+    SigmaOf,
+    Usable,
+    effective_samples_per_group,
+)
+from schemas.errors import BadInput
+
+
+def make_drawer(
+    data: TrainingData,
+    usable: Usable,
+    sampling: SamplingConfig,
+    objective: Objective,
+    prior: SigmaOf,
+) -> Drawer:
+    """Return what draws samples of `data` as the settings say.
+
+    Raises:
+        BadInput: the settings do not fit the data or the objective.
+    """
+    strata = strata_of(data, sampling)
+    if not sampling.soft_floors:
+        return EligibilityIndex(usable, strata)
+    if objective != "gated":
+        raise BadInput(
+            f"soft_floors do not go with the {objective} objective, which cannot hide an image "
+            "below its sigma_min: use the gated objective, or hard floors"
+        )
+    levels = data.annotations
+    assert levels.slope is not None
+    assert data.threshold is not None
+    lowest, highest = prior.sigma_of(np.array([0.0, np.nextafter(1, 0)]))
+    return SoftDrawer(
+        levels.sigma_min,
+        levels.sigma_max,
+        levels.slope,
+        data.threshold,
+        strata=strata,
+        bounds=(max(float(lowest), 1e-4), float(highest) * 1.001),
+    )
+
+
+def strata_of(data: TrainingData, sampling: SamplingConfig) -> Strata:
+    """Return the classes and sources whose weights the settings name.
+
+    Raises:
+        BadInput: a source is unknown, or classes are to be balanced and there are no labels.
+    """
+    one = Strata.one(len(data))
+    group, group_weights = one.group, one.group_weights
+    source, source_weights = one.source, one.source_weights
+    if sampling.class_balance != "none":
+        if data.labels is None:
+            raise BadInput(
+                "class_balance needs labels: set condition.kind to label, or class_balance to none"
+            )
+        group = data.labels
+        sizes = np.bincount(group, minlength=len(data.label_names)).astype(np.float64)
+        group_weights = sizes if sampling.class_balance == "pool" else np.ones(len(sizes))
+    if sampling.source_weights:
+        unknown = sorted(set(sampling.source_weights) - set(data.source_names))
+        if unknown:
+            raise BadInput(
+                f"source_weights names {unknown[0]!r}, the sources are "
+                f"{', '.join(data.source_names)}"
+            )
+        source = data.sources
+        named = [sampling.source_weights.get(name, 1.0) for name in data.source_names]
+        source_weights = np.array(named)
+    return Strata(group, source, group_weights, source_weights)
+
+
+def skew_lines(
+    names: Sequence[str],
+    numbers: NDArray[np.unsignedinteger],
+    usable: Usable,
+    bands: Sequence[float],
+    what: str,
+) -> list[str]:
+    """Say per noise band how far annotations skew classes or sources, for people.
+
+    The figure is the total variation between the shares of the groups among the samples usable in
+    the band and among all samples: the part of the draws that lands on another group.
+
+    Args:
+        names: of the groups.
+        numbers: (N,) the group of each sample.
+        usable: levels of the samples.
+        bands: ascending edges.
+        what: what the groups are, e.g. "class".
+    """
+    per_band = effective_samples_per_group(usable, numbers, len(names), bands)
+    pool = np.bincount(numbers, minlength=len(names)) / max(1, len(usable))
+    lines = [f"sigma band        skew of {what}   furthest from its share"]
+    for low, high, counts in zip(bands[:-1], bands[1:], per_band, strict=True):
+        lines.append(f"{low:7.3g} ..{high:7.3g} {_skew(names, pool, counts)}")
+    return lines
+
+
+def skew_of(shares: Levels, pool: Levels) -> float:
+    """Return the total variation between two distributions over groups, in [0, 1]."""
+    return float(np.abs(shares - pool).sum() / 2)
+
+
+def _skew(names: Sequence[str], pool: Levels, counts: Levels) -> str:
+    if not counts.any():
+        return f"{'-':>11}   no sample"
+    shares = counts / counts.sum()
+    furthest = int(np.abs(shares - pool).argmax())
+    return (
+        f"{skew_of(shares, pool):11.1%}   {names[furthest]}: {shares[furthest]:.1%} of the draws, "
+        f"{pool[furthest]:.1%} of the samples"
+    )
