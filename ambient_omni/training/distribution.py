@@ -92,7 +92,8 @@ def distribute(module: nn.Module, accelerator: Accelerator, *, sharded: bool) ->
     module.to(accelerator.device)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for unit in [*_units(module), *module.children(), module]:
-        fully_shard(unit, mesh=mesh)
+        if any(True for _ in unit.parameters()):
+            fully_shard(unit, mesh=mesh)
     # As for evaluation: accelerate adds autocast, and no replica around it.
     return cast(nn.Module, accelerator.prepare_model(module, evaluation_mode=True))
 
@@ -101,7 +102,8 @@ def _units(module: nn.Module) -> Iterator[nn.Module]:
     """Yield what is gathered together: the elements of the outermost lists (blocks)."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
-            yield from (block for block in child if any(True for _ in block.parameters()))
+            # diffusers keeps a place for attention that a block has not.
+            yield from (block for block in child if block is not None)
         else:
             yield from _units(child)
 

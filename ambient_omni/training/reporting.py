@@ -25,6 +25,7 @@ class Reporter:
     def add(self, result: StepResult) -> None:
         """Take in a step that was finite."""
         self._losses.append(result.loss)
+        # The gradient is shared: its norm is the same everywhere.
         self._norms.append(result.gradient_norm)
         self._rate = result.learning_rate
 
@@ -34,8 +35,7 @@ class Reporter:
         if not count:
             return
         values = {
-            "loss": self._over_processes(sum(self._losses) / count),
-            # The gradient is shared: its norm is the same everywhere.
+            "loss": sum(self._over_processes()) / count,
             "gradient_norm": sum(self._norms) / count,
             "gradient_norm_max": max(self._norms),
             "learning_rate": self._rate,
@@ -52,8 +52,17 @@ class Reporter:
         self._run.log({"step": step, "images": images, **values, **lists})
         self._accelerator.log(dict(values), step=step)
 
-    def _over_processes(self, value: float) -> float:
-        if self._accelerator.num_processes == 1:
-            return value
-        here = torch.tensor(value, device=self._accelerator.device)
-        return float(self._accelerator.reduce(here, "mean"))
+    def state(self) -> dict[str, list[float]]:
+        """Return the steps since the last line, which a checkpoint may fall between."""
+        return {"losses": self._over_processes(), "norms": list(self._norms)}
+
+    def restore(self, state: Mapping[str, list[float]]) -> None:
+        """Go on from what `state` returned, in every process."""
+        self._losses, self._norms = list(state["losses"]), list(state["norms"])
+
+    def _over_processes(self) -> list[float]:
+        if self._accelerator.num_processes == 1 or not self._losses:
+            return list(self._losses)
+        here = torch.tensor(self._losses, device=self._accelerator.device)
+        mean: list[float] = self._accelerator.reduce(here, "mean").tolist()
+        return mean

@@ -17,6 +17,7 @@ from ambient_omni.training.audit import Audit, merged
 from ambient_omni.training.checkpoints import Checkpoint
 from ambient_omni.training.engine import Engine, power_group
 from ambient_omni.training.posthoc import gamma_of_sigma_rel
+from ambient_omni.training.reporting import Reporter
 from ambient_omni.training.run_record import RunRecord
 from ambient_omni.training.seen import SeenSamples
 from schemas.errors import CheckpointRefused
@@ -50,9 +51,12 @@ class Saver:
     ) -> None:
         self._run, self._accelerator, self._parents = run, accelerator, dict(parents)
 
-    def save(self, engine: Engine, audit: Audit, done: Progress) -> dict[str, Any]:
+    def save(
+        self, engine: Engine, audit: Audit, reporter: Reporter, done: Progress
+    ) -> dict[str, Any]:
         """Write a checkpoint, prune older ones, and return the audit of the run so far."""
         groups, state = engine.state()
+        reported = reporter.state()
         counts, seen = self._collect(audit)
         if self._accelerator.is_main_process:
             found = {
@@ -60,6 +64,7 @@ class Saver:
                 "best": done.best,
                 "best_loss": done.best_loss if done.best is not None else None,
                 "audit": counts,
+                "reporter": reported,
                 "engine": state,
             }
             groups[SEEN_GROUP] = seen.tensors()
@@ -89,7 +94,7 @@ class Saver:
         state = {"profiles": profiles}
         checkpoints.save(self._run.snapshots, done.step, small, self._parents, state)
 
-    def resume(self, engine: Engine, audit: Audit) -> Progress:
+    def resume(self, engine: Engine, audit: Audit, reporter: Reporter) -> Progress:
         """Go on from the newest checkpoint that is whole, and say which ones were not.
 
         Raises:
@@ -107,6 +112,7 @@ class Saver:
                 _LOG.warning("%s; trying the one before", error)
                 continue
             _LOG.info("going on from %s", path.name)
+            reporter.restore(found.state["reporter"])
             return self._restore(found, audit)
         if refused is not None:
             raise CheckpointRefused(

@@ -167,7 +167,7 @@ class Trainer:
         return self._done.step * self._config.batch_size
 
     def _begin(self) -> None:
-        self._done = self._saver.resume(self._engine, self._audit)
+        self._done = self._saver.resume(self._engine, self._audit, self._reporter)
         if self._accelerator.is_main_process:
             self._run.begin()
             self._run.forget_metrics_after(self._done.step)
@@ -215,7 +215,7 @@ class Trainer:
         self.record("running")
 
     def _save(self) -> None:
-        self._audit_report = self._saver.save(self._engine, self._audit, self._done)
+        self._audit_report = self._saver.save(self._engine, self._audit, self._reporter, self._done)
 
     def _stopped(self) -> None:
         self.record("interrupted")

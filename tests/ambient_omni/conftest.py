@@ -1,5 +1,9 @@
 """A root with everything that training reads, made without Spark: tiny, real, written for real."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -104,3 +108,50 @@ def config():
         return TrainConfig.model_validate({**settings, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def launcher():
+    """`launcher(root, config, world=1, kill_after=None, ...)`: exit codes per process."""
+    program = Path(__file__).parents[1] / "data" / "training_launcher.py"
+    with subprocess.Popen(
+        [sys.executable, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+
+        def launch(root, config, world=1, kill_after=None, kill_at=None, trace=None):
+            job = {
+                "world": world,
+                "root": str(root.path),
+                "config": config.model_dump(mode="json"),
+                "kill_after": kill_after,
+                "kill_at": kill_at,
+                "trace": None if trace is None else str(trace),
+            }
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield launch
+        process.stdin.close()
+
+
+@pytest.fixture
+def traces(tmp_path):
+    """`traces.folder(name)` for a run's traces, `traces.read(folder)`: rank to step to batch."""
+
+    def folder(name):
+        path = tmp_path / "traces" / name
+        path.mkdir(parents=True)
+        return path
+
+    def read(path):
+        ranks = {}
+        for file in sorted(path.glob("*.jsonl")):
+            steps = ranks.setdefault(int(file.stem), {})
+            for line in file.read_text().splitlines():
+                step, *batch = json.loads(line)
+                # A step that a kill undid is taken again, on the same batch.
+                assert steps.setdefault(step, batch) == batch
+        return ranks
+
+    return SimpleNamespace(folder=folder, read=read)

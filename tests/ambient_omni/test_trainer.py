@@ -1,8 +1,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -111,50 +109,6 @@ def test_ctrl_c_saves_and_the_resumed_run_ends_with_the_same_weights(
     assert row_of(trainable, run_id)["status"] == "finished"
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from ambient_omni.training.config import TrainConfig
-from ambient_omni.training.trainer import Trainer, train
-from schemas.root import Root
-
-ordinary = Trainer._step
-def step(self, batch):
-    if self._done.step == 7:
-        os.kill(os.getpid(), signal.SIGKILL)
-    ordinary(self, batch)
-Trainer._step = step
-train(Root.open(sys.argv[1]), TrainConfig.model_validate_json(sys.argv[2]), show=False)
-"""
-
-
-@pytest.mark.slow
-def test_a_run_that_was_killed_ends_with_the_weights_and_metrics_of_one_that_was_not(
-    trainable, config
-):
-    wanted = config(num_images=96, horizontal_flip=True, network={**NET, "dropout": 0.1})
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(trainable.path), wanted.model_dump_json()], check=False
-    )
-    assert killed.returncode == -signal.SIGKILL
-    run_id = train(trainable, wanted, show=False)
-    resumed, lines = final_weights(trainable, run_id), metric_values(trainable, run_id)
-    (trainable.runs / run_id).rename(trainable.path / "resumed")
-    resumed = load(trainable.path / "resumed" / "checkpoints" / "step-00000012")
-    train(trainable, wanted, show=False)
-    assert same_weights(final_weights(trainable, run_id), resumed)
-    assert metric_values(trainable, run_id) == lines
-
-
-NET = {"patch": 2, "widths": (16,), "attention": False, "norm_groups": 4}
-
-
-def metric_values(root, run_id):
-    lines = (root.runs / run_id / "metrics.jsonl").read_text().splitlines()
-    values = [json.loads(line) for line in lines]
-    return [{k: v for k, v in line.items() if k != "seconds_per_step"} for line in values]
-
-
 def test_a_truncated_checkpoint_is_passed_over_for_the_one_before_it(
     trainable, config, monkeypatch, caplog
 ):
@@ -251,25 +205,3 @@ def test_a_conditional_run_refuses_samples_without_labels(trainable, config):
 def test_tensorboard_scalars_are_written_if_asked(trainable, config):
     run_id = train(trainable, config(tensorboard=True), show=False)
     assert list((trainable.runs / run_id).rglob("events.out.tfevents*"))
-
-
-@pytest.mark.slow
-def test_two_processes_train_what_one_does(trainable, config, tmp_path):
-    wanted = config(num_images=48)
-    file = tmp_path / "train.yaml"
-    file.write_text(wanted.model_dump_json())
-    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "ambient_omni"]
-    train_it = ["train", "--config", str(file), "--root", str(trainable.path)]
-    done = subprocess.run(
-        [sys.executable, "-m", *launch, *train_it], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    run_id = next(trainable.runs.iterdir()).name
-    row = row_of(trainable, run_id)
-    (trainable.runs / run_id).rename(trainable.path / "two")
-    assert train(trainable, wanted, show=False) == run_id
-    alone, audit = final_weights(trainable, run_id), row_of(trainable, run_id)["audit"]
-    together = load(trainable.path / "two" / "checkpoints" / "step-00000006")
-    for name, tensor in alone.tensors("model").items():
-        assert torch.allclose(tensor, together.tensors("model")[name], atol=1e-4), name
-    assert row["audit"] == audit

@@ -1,0 +1,104 @@
+"""Trains in forked processes that can be killed: a line of JSON in, a line of JSON out.
+
+Importing torch and diffusers takes seconds, forking milliseconds. This process opens no table and
+starts no thread before it forks, so its children are as good as new ones.
+
+A job is {"world": processes, "root": path, "config": TrainConfig, "kill_after": seconds or null,
+"kill_at": step or null, "trace": folder or null}; the answer is the list of exit codes. Every
+process appends to `trace/RANK.jsonl` what each step trained on.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from ambient_omni.training.config import TrainConfig
+from ambient_omni.training.trainer import Trainer, train
+from schemas.root import Root
+
+
+def traced(folder, rank):
+    """Write down every step before it is taken."""
+    ordinary = Trainer._step
+
+    def step(self, batch):
+        noise = hashlib.sha256(batch.fresh.numpy().tobytes()).hexdigest()
+        seen = [list(batch.sample_ids), [value.hex() for value in batch.sigma.tolist()], noise]
+        with (folder / f"{rank}.jsonl").open("a") as file:
+            file.write(json.dumps([self._done.step, *seen]) + "\n")
+        ordinary(self, batch)
+
+    Trainer._step = step
+
+
+def dying(at):
+    """Kill the process before a step."""
+    ordinary = Trainer._step
+
+    def step(self, batch):
+        if self._done.step == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        ordinary(self, batch)
+
+    Trainer._step = step
+
+
+def run(job, rank, port):
+    if job["world"] > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(job["world"]),
+            "LOCAL_WORLD_SIZE": str(job["world"]),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    if job["trace"]:
+        traced(Path(job["trace"]), rank)
+    if job["kill_at"] is not None:
+        dying(job["kill_at"])
+    train(Root.open(Path(job["root"])), TrainConfig.model_validate(job["config"]), show=False)
+
+
+def fork(job, rank, port):
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        run(job, rank, port)
+        code = 0
+    except BaseException:  # noqa: BLE001 - a forked child must never return into the loop
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def answer(job):
+    port = free_port()
+    children = [fork(job, rank, port) for rank in range(job["world"])]
+    if job["kill_after"] is not None:
+        time.sleep(job["kill_after"])
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(answer(json.loads(line))) + "\n")
+        sys.stdout.flush()
