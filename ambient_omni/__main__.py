@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ambient_omni.config import load_config, resolved
-from ambient_omni.generation.config import GenerateJob
+from ambient_omni.generation.config import ExportJob, GenerateJob
 from ambient_omni.training.config import EvaluateJob, TrainConfig
 from schemas.errors import AmbientOmniError
 from schemas.root import Root
@@ -74,6 +74,15 @@ def _generate(root: Root, options: argparse.Namespace) -> str:
     return f"{count} images are in {job.out}"
 
 
+def _export(root: Root, options: argparse.Namespace) -> str:
+    job = load_config(options.config, ExportJob)
+    if options.dry_run:
+        return resolved(job)
+    from ambient_omni.generation.export_job import export
+
+    return f"the pipeline is in {export(root, job)}"
+
+
 def _evaluate(root: Root, options: argparse.Namespace) -> str:
     job = load_config(options.config, EvaluateJob)
     if options.dry_run:
@@ -121,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         ("train-classifier", _train_classifier, "train a noise classifier, reference against pool"),
         ("encode-latents", _encode_latents, "make latent packs of batches from their pixel packs"),
         ("generate", _generate, "generate images with a trained run"),
+        ("export", _export, "write a trained run as a pipeline folder of diffusers"),
         ("evaluate", _evaluate, "held-out denoising loss of a run on a reference set"),
     ):
         command = _command(commands, name, run, text)

@@ -9,6 +9,10 @@ from pydantic import Field, model_validator
 
 from ambient_omni.config import Frozen
 
+_CHECKPOINT = (
+    "Folder of a checkpoint or of an average, relative to the run's; none = the selected one."
+)
+
 
 class SampleConfig(Frozen):
     """How images are generated."""
@@ -53,6 +57,7 @@ class GenerateJob(Frozen):
     """What `generate` does."""
 
     run_id: str
+    checkpoint: str | None = Field(default=None, description=_CHECKPOINT)
     out: Path = Field(description="Folder for the images.")
     format: Literal["folder", "tar"] = Field(
         default="folder", description="One PNG each, or WebDataset shards."
@@ -75,4 +80,5 @@ class ExportJob(Frozen):
     """What `export` does."""
 
     run_id: str
+    checkpoint: str | None = Field(default=None, description=_CHECKPOINT)
     out: Path = Field(description="Folder of the diffusers pipeline; must not exist or be empty.")

@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import diffusers
 import torch
@@ -195,11 +195,10 @@ def _padded_dit(dit: Any, num_classes: int) -> Any:
 
 def _add_code(folder: Path, network: Any) -> None:
     """Put the code into the folder, and name it where diffusers looks for its name."""
-    shutil.copyfile(cast(str, exported_pipeline.__file__), folder / "pipeline.py")
+    shutil.copyfile(exported_pipeline.__file__, folder / "pipeline.py")
     _change_index(folder, _class_name=["pipeline", ExportedPipeline.__name__])
     if isinstance(network, PatchedUNet):
-        home = cast(str, patched_unet.__file__)
-        shutil.copyfile(home, folder / "network" / "patched_unet.py")
+        shutil.copyfile(patched_unet.__file__, folder / "network" / "patched_unet.py")
         _change_index(folder, network=["patched_unet", PatchedUNet.__name__])
 
 

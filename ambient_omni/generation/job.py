@@ -43,7 +43,7 @@ def generate(root: Root, job: GenerateJob, *, show: bool = True) -> int:
         BadInput: there is no such run or prompts file, or the folder holds other images.
         CheckpointRefused: the checkpoint is damaged.
     """
-    trained = load_trained(root, job.run_id)
+    trained = load_trained(root, job.run_id, checkpoint_path(root, job.run_id, job.checkpoint))
     config = _with_prompts(job)
     sampler = Sampler(
         _on_device(trained.model),
@@ -58,6 +58,20 @@ def generate(root: Root, job: GenerateJob, *, show: bool = True) -> int:
     _fill(output, sampler, config.num_images, show)
     _describe(output, sampler, config.num_images, job.out)
     return config.num_images
+
+
+def checkpoint_path(root: Root, run_id: str, name: str | None) -> Path | None:
+    """Return the folder of a run's checkpoint by its name; None for the selected one.
+
+    Raises:
+        BadInput: there is none of that name.
+    """
+    if name is None:
+        return None
+    path = root.runs / run_id / name
+    if not path.is_dir():
+        raise BadInput(f"run {run_id} has no checkpoint {name}: give its folder in the run's")
+    return path
 
 
 def _fill(output: Output, sampler: Sampler, count: int, show: bool) -> None:

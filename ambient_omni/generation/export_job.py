@@ -1,0 +1,74 @@
+"""The `export` command: a run as a pipeline folder of diffusers, with its model card."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ambient_omni.generation.card import read_card, write_card
+from ambient_omni.generation.config import ExportJob
+from ambient_omni.generation.export import export_pipeline
+from ambient_omni.generation.job import checkpoint_path
+from ambient_omni.models.pretrained import has_adapters, save_lora, save_pipeline
+from ambient_omni.training.run_record import find_run
+from ambient_omni.training.trained import TrainedModel, load_trained
+from schemas.errors import BadInput
+from schemas.root import Root
+
+_IMPORT = "from diffusers import DiffusionPipeline\n\n"
+
+
+def export(root: Root, job: ExportJob) -> Path:
+    """Write a run's averaged weights as a folder that plain diffusers samples from.
+
+    A new network becomes a pipeline (see `export.export_pipeline`). A fine-tuned one becomes the
+    pipeline it came from with its new network; adapters become a folder for `load_lora_weights`.
+    The folder appears when it is complete.
+
+    Returns:
+        The folder.
+
+    Raises:
+        BadInput: there is no such run or checkpoint, or something lies at `job.out`.
+        CheckpointRefused: the checkpoint is damaged.
+    """
+    out = job.out.expanduser().absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"{out} is there already: name another folder, or remove it")
+    card = read_card(root, find_run(root, job.run_id))
+    trained = load_trained(root, job.run_id, checkpoint_path(root, job.run_id, job.checkpoint))
+    aside = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        opening = _write(trained, aside)
+        write_card(card, aside, trained, opening.replace("FOLDER", out.name))
+        if out.exists():
+            out.rmdir()
+        aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return out
+
+
+def _write(trained: TrainedModel, folder: Path) -> str:
+    """Write the weights; return lines of Python that open them, with FOLDER for the folder."""
+    config, start = trained.config, trained.config.init_from
+    if start is None:
+        written = export_pipeline(
+            trained.model, folder, label_names=trained.label_names, prior=config.prior
+        )
+        trust = ", trust_remote_code=True" if written.has_code else ""
+        return (
+            f"from diffusers import {written.pipeline}\n\n"
+            f'pipe = {written.pipeline}.from_pretrained("FOLDER"{trust})'
+        )
+    if not has_adapters(trained.model):
+        save_pipeline(trained.model, start, folder)
+        return _IMPORT + 'pipe = DiffusionPipeline.from_pretrained("FOLDER")'
+    save_lora(trained.model, folder)
+    pinned = "" if start.revision is None else f', revision="{start.revision}"'
+    return _IMPORT + (
+        f'pipe = DiffusionPipeline.from_pretrained("{start.path}"{pinned})\n'
+        'pipe.load_lora_weights("FOLDER")'
+    )
