@@ -12,6 +12,7 @@ One chunk is what one task wrote, so that executors build a pack side by side.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -73,10 +74,11 @@ def to_x0(rows: NDArray[Any]) -> NDArray[np.float32]:
     """
     if rows.dtype != np.uint8:
         return rows.astype(np.float32)
-    scaled = rows.astype(np.float32)
+    # Bytes are four times as quick to reorder as the numbers that they become.
+    scaled = np.ascontiguousarray(rows.transpose(0, 3, 1, 2)).astype(np.float32)
     scaled *= np.float32(1 / 127.5)
     scaled -= np.float32(1)
-    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+    return scaled
 
 
 def to_pixels(x0: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -408,11 +410,15 @@ def _gather(
     indices: NDArray[np.integer],
     out: NDArray[Any],
 ) -> None:
-    chunk_of = np.searchsorted(ends, indices, side="right")
-    for number in np.unique(chunk_of):
-        here = chunk_of == number
+    # In the order of the file, chunk by chunk: neighbours share pages.
+    order = np.argsort(indices, kind="stable")
+    ascending = indices[order]
+    chunk_of = np.searchsorted(ends, ascending, side="right")
+    runs = np.flatnonzero(np.diff(chunk_of, prepend=-1, append=len(ends)))
+    for first, last in itertools.pairwise(runs.tolist()):
+        number = chunk_of[first]
         begin = ends[number] - len(chunks[number])
-        out[here] = chunks[number][indices[here] - begin]
+        out[order[first:last]] = chunks[number][ascending[first:last] - begin]
 
 
 def _read_meta(folder: Path) -> dict[str, Any] | None:

@@ -52,3 +52,13 @@ def test_the_normal_quantile_inverts_the_normal_distribution():
     probability = torch.special.ndtr(torch.from_numpy(z)).numpy()
     assert np.allclose(rng.standard_normal_quantile(probability), z, atol=1e-6)
     assert np.isfinite(rng.standard_normal_quantile(np.array([0.0, 1.0]))).all()
+
+
+def test_the_noise_of_a_row_is_that_of_a_new_generator_at_its_counter():
+    rows = [5, 0, 2**40, 5]
+    together = rng.normal_rows(rows, (3, 5), 7, "noise", 11)
+    key = rng._key(7, "noise", (11,))
+    for block, row in zip(together, rows, strict=True):
+        philox = np.random.Philox(key=key, counter=np.array([0, 0, row, 0], np.uint64))
+        alone = np.random.Generator(philox).standard_normal((3, 5), dtype=np.float32)
+        assert np.array_equal(block, alone)
