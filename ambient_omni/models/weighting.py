@@ -72,16 +72,15 @@ class LearnedWeight(nn.Module):
         phases = torch.from_numpy(rng.uniform(num_features, seed, "loss-weight-phases")).float()
         self.register_buffer("frequencies", 2 * math.pi * frequencies)
         self.register_buffer("phases", 2 * math.pi * phases)
-        self.linear = nn.Linear(num_features, 1)
-        for parameter in self.linear.parameters():
-            nn.init.zeros_(parameter)
+        self.gains = nn.Parameter(torch.zeros(num_features))
+        self.offset = nn.Parameter(torch.zeros(1))
 
     def log_error(self, sigma: Tensor) -> Tensor:
         """Return u(σ), (B,): the logarithm of the weighted error that is expected at σ."""
         waves = (sigma.log() / 4)[:, None] * self.frequencies + self.phases
-        # √2 gives the features unit variance.
-        found: Tensor = self.linear(math.sqrt(2) * waves.cos())[:, 0]
-        return found.float()
+        # √2 gives the features unit variance. A product and a sum, since autocast would do a matrix
+        # product in half precision, and the exponential of that is off by percents.
+        return (math.sqrt(2) * waves.cos() * self.gains).sum(dim=1) + self.offset
 
     def forward(self, sigma: Tensor, squared_error: Tensor) -> Tensor:
         """Return the loss of each image, (B,), from its level and squared error of x_0, (B,)."""
@@ -98,6 +97,5 @@ def build_weighting(
     if config.kind == "min_snr":
         return MinSnrWeight(config.gamma)
     if config.kind == "learned":
-        with rng.torch_seeded(seed, "loss-weight"):
-            return LearnedWeight(parameterisation, config.num_features, seed)
+        return LearnedWeight(parameterisation, config.num_features, seed)
     return NaturalWeight(parameterisation)

@@ -71,11 +71,22 @@ def test_the_learned_uncertainty_is_the_logarithm_of_the_mean_weighted_error():
     assert torch.allclose(slope * error, torch.ones(9), atol=0.2)
 
 
+def test_the_learned_uncertainty_stays_in_single_precision_under_autocast():
+    weighting = build_weighting(LossWeightConfig(kind="learned"), EDM)
+    with torch.no_grad():
+        weighting.gains.copy_(rng.torch_normal(weighting.gains.shape, 0, "gains"))
+    expected = weighting(SIGMA, torch.ones_like(SIGMA))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = weighting(SIGMA, torch.ones_like(SIGMA))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
 def test_only_the_learned_weight_learns_and_its_features_are_saved_and_seeded():
     for kind in ("natural", "min_snr"):
         assert not list(build_weighting(LossWeightConfig(kind=kind), EDM).parameters())
     config = LossWeightConfig(kind="learned")
     one, same, other = (build_weighting(config, EDM, seed).state_dict() for seed in (1, 1, 2))
-    assert sorted(one) == ["frequencies", "linear.bias", "linear.weight", "phases"]
+    assert sorted(one) == ["frequencies", "gains", "offset", "phases"]
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["frequencies"], other["frequencies"])
