@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ambient_omni.generation.config import GenerateJob, SampleConfig
-from ambient_omni.generation.grids import save_grid, title
+from ambient_omni.generation.grids import save_grid
 from ambient_omni.generation.outputs import Folder, Output, Tar, claim
 from ambient_omni.generation.sampling import Sampler
 from ambient_omni.models.model import Model
@@ -96,8 +96,7 @@ def _describe(output: Output, sampler: Sampler, count: int, folder: Path) -> Non
         output.describe([sampler.facts(number) for number in range(count)])
     shown = range(min(count, _GRID_IMAGES))
     images = np.stack([output.read(number) for number in shown])
-    titles = [title(sampler.facts(number)) for number in shown]
-    save_grid(images, folder / "grid.png", captions=titles if any(titles) else ())
+    save_grid(images, folder / "grid.png", captions=sampler.titles(len(shown)))
 
 
 def _settings(job: GenerateJob, config: SampleConfig, trained: TrainedModel) -> dict[str, Any]:

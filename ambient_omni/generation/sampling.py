@@ -18,6 +18,7 @@ from torch import Tensor
 from ambient_omni import rng
 from ambient_omni.data.packs import to_pixels
 from ambient_omni.generation.config import SampleConfig
+from ambient_omni.generation.grids import title
 from ambient_omni.generation.solvers import SOLVERS, Denoise
 from ambient_omni.models.conditions import Condition, LabelConditioner, guided
 from ambient_omni.models.model import Model
@@ -111,6 +112,11 @@ class Sampler:
         if self.config.prompts:
             facts["prompt"] = self.config.prompts[number % len(self.config.prompts)]
         return facts
+
+    def titles(self, count: int) -> list[str]:
+        """Return what the first images are asked to be, for a grid; nothing if nothing is."""
+        titles = [title(self.facts(number)) for number in range(count)]
+        return titles if any(titles) else []
 
     def images(self, numbers: range) -> Iterator[Pixels]:
         """Yield images uint8 (H, W, 3), batch by batch."""

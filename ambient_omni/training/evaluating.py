@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 from accelerate import Accelerator
 
 from ambient_omni.data.training_data import ReferenceImages
 from ambient_omni.evaluation import HeldOutLoss, evaluate_reference
 from ambient_omni.generation.grids import save_grid
-from ambient_omni.generation.sampling import sample_images
+from ambient_omni.generation.sampling import Sampler
 from ambient_omni.training.engine import Engine
 from ambient_omni.training.models import space_of
 from ambient_omni.training.run_record import RunRecord
@@ -55,15 +56,13 @@ class Evaluator:
             return
         config = self._run.config
         with engine.averaged() as model:
-            images = sample_images(
-                model,
-                config.samples,
-                space_of(config).x0_shape,
-                label_names=self._label_names,
-                prior=config.prior,
+            sampler = Sampler(
+                model, config.samples, space_of(config).x0_shape, self._label_names, config.prior
             )
+            images = np.stack(list(sampler.images(range(config.samples.num_images))))
         if self._accelerator.is_main_process:
-            save_grid(images, self._run.folder / name)
+            titles = sampler.titles(len(images))
+            save_grid(images, self._run.folder / name, captions=titles)
 
     def _takes_part(self, engine: Engine) -> bool:
         return engine.is_sharded or self._accelerator.is_main_process

@@ -15,6 +15,7 @@ from ambient_omni.data.training_data import (
     read_reference_images,
 )
 from ambient_omni.evaluation import keep_heldout
+from ambient_omni.generation.sampling import Sampler
 from ambient_omni.interrupts import StopRequest
 from ambient_omni.progress import progress
 from ambient_omni.training import checkpoints, distribution
@@ -93,6 +94,8 @@ class Trainer:
             config.held_out.max_images,
         )
         model = new_model(config, len(data.label_names), data.packs.sigma_data)
+        # Samples that cannot be drawn are refused now, not when the run has trained.
+        Sampler(model, config.samples, space_of(config).x0_shape, data.label_names, config.prior)
         self._audit = Audit(Audited.of(data, config.kappa))
         self._audit_report: dict[str, Any] = {}
         self._engine = Engine(model, config, accelerator)

@@ -126,3 +126,15 @@ def test_prompts_come_from_a_file_a_line_each(tmp_path):
         generate_job._with_prompts(job.model_copy(update={"prompts_file": tmp_path / "none"}))
     with pytest.raises(ValueError, match="not both"):
         GenerateJob(run_id="r", out=tmp_path, prompts_file=file, samples={"prompts": ("x",)})
+
+
+@pytest.mark.parametrize(
+    "samples", [{"prompts": ["a cat"]}, {"guidance": 2.0}, {"labels": ["cat"]}, {"lowest": 0.001}]
+)
+def test_a_run_whose_samples_cannot_be_drawn_is_refused_before_it_trains(
+    trainable, config, samples
+):
+    settings = {"num_images": 4, "num_steps": 3, **samples}
+    with pytest.raises(BadInput, match=r"asked for|are given|guidance needs"):
+        train(trainable, config(samples=settings, prior={"lowest": 0.01}), show=False)
+    assert not list(trainable.runs.glob("*/checkpoints"))
