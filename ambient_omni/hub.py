@@ -8,8 +8,13 @@ from pathlib import Path
 
 from schemas.errors import BadInput
 
+PIPELINE_INDEX = "model_index.json"
+"""Says what a pipeline's parts are; it lies in the top folder."""
+
 # Weights are read from safetensors alone: a pickle can run code.
-_PATTERNS = ("*.json", "*.txt", "*.model", "*.safetensors")
+_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+# The same weights again, in half precision or before averaging.
+_VARIANTS = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")
 
 
 def find_part(name: str, part: str, revision: str | None = None) -> Path:
@@ -34,25 +39,25 @@ def _download(name: str, part: str, revision: str | None) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise BadInput(f"there is no folder {name}")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
-    wanted = [*_PATTERNS, *(f"{part}/{pattern}" for pattern in _PATTERNS)]
-    # A pattern without a folder would match in every folder of the repository.
-    others = [f"{other}/*" for other in ("unet", "transformer", "vae", "text_encoder*", "safety*")]
-    try:
+    def fetch(allow: list[str], ignore: list[str]) -> Path:
         return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=wanted,
-                ignore_patterns=[o for o in others if not o.startswith(part)],
-            )
+            snapshot_download(name, revision=revision, allow_patterns=allow, ignore_patterns=ignore)
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+
+    try:
+        inside = [f"{part}/{pattern}" for pattern in _FILES]
+        folder = fetch([*inside, PIPELINE_INDEX], list(_VARIANTS))
+        if not (folder / part).is_dir():
+            # The part alone. A pipeline may have gigabytes in its top folder, so it comes second.
+            folder = fetch(list(_FILES), [*_VARIANTS, "*/*"])
+    except (HfHubHTTPError, OSError, ValueError) as error:
         raise BadInput(
             f"there is no folder {name}, and the hub has no such model or cannot be reached "
             f"({' '.join(str(error).split())[:200]}): give a folder"
         ) from error
+    return folder
 
 
 def weights_sha256(folder: Path) -> str:
