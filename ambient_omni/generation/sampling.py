@@ -6,7 +6,7 @@ B batch, C channels, H height, W width; (C, H, W) is what is denoised, pixels or
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,6 @@ from ambient_omni.models.networks import device_of
 from ambient_omni.models.preconditioning import Parameterisation
 from ambient_omni.noise.levels import edm_grid
 from ambient_omni.noise.priors import Prior
-from ambient_omni.progress import progress
 from schemas.errors import BadInput
 
 Pixels = NDArray[np.uint8]
@@ -118,6 +117,10 @@ class Sampler:
         titles = [title(self.facts(number)) for number in range(count)]
         return titles if any(titles) else []
 
+    def first(self, count: int) -> Pixels:
+        """Return the first images, uint8 (count, H, W, 3), for a grid."""
+        return np.stack(list(self.images(range(count))))
+
     def images(self, numbers: range) -> Iterator[Pixels]:
         """Yield images uint8 (H, W, 3), batch by batch."""
         for start in range(numbers.start, numbers.stop, self.batch_size):
@@ -199,38 +202,3 @@ class Sampler:
             raise BadInput(
                 f"what the model makes has {self.x0_shape[0]} channels and no VAE to decode it"
             )
-
-
-def sample_images(
-    model: Model,
-    config: SampleConfig,
-    x0_shape: tuple[int, int, int],
-    *,
-    label_names: Sequence[str] = (),
-    prior: Prior | None = None,
-    batch_size: int = 64,
-    show: bool = False,
-) -> Pixels:
-    """Generate uint8 images (num_images, H, W, 3), for a grid.
-
-    Image i depends on the settings and on i alone, so that a longer list begins with a shorter
-    one's images. It has prompt or label i modulo their number.
-
-    Args:
-        model: in evaluation mode, with its codec if it works on latents.
-        config: number of images, levels, solver, guidance, prompts, labels and seed.
-        x0_shape: (C, H, W) of what is denoised.
-        label_names: of the model's classes, in their order.
-        prior: what the model was trained with, if known.
-        batch_size: images at once.
-        show: draw a progress bar.
-
-    Raises:
-        BadInput: the model cannot be asked for this; see `Sampler`.
-    """
-    sampler = Sampler(model, config, x0_shape, tuple(label_names), prior, batch_size)
-    numbers = range(config.num_images)
-    with progress(
-        sampler.images(numbers), total=len(numbers), label="sampling", unit="images", show=show
-    ) as images:
-        return np.stack(list(images))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from accelerate import Accelerator
 
 from ambient_omni.data.training_data import ReferenceImages
@@ -59,7 +58,7 @@ class Evaluator:
             sampler = Sampler(
                 model, config.samples, space_of(config).x0_shape, self._label_names, config.prior
             )
-            images = np.stack(list(sampler.images(range(config.samples.num_images))))
+            images = sampler.first(config.samples.num_images)
         if self._accelerator.is_main_process:
             titles = sampler.titles(len(images))
             save_grid(images, self._run.folder / name, captions=titles)

@@ -9,7 +9,7 @@ from PIL import Image
 from ambient_omni import rng
 from ambient_omni.generation.config import SampleConfig
 from ambient_omni.generation.grids import save_grid
-from ambient_omni.generation.sampling import Sampler, level_range, sample_images
+from ambient_omni.generation.sampling import Sampler, level_range
 from ambient_omni.models.conditions import Condition
 from ambient_omni.models.config import (
     ConditionConfig,
@@ -44,7 +44,7 @@ def untrained(parameterisation="edm", condition="none", num_classes=0):
 def test_image_i_depends_on_the_seed_and_on_i_alone():
     model = untrained()
     few, many, other = (
-        sample_images(model, SampleConfig(num_images=n, num_steps=3, seed=s), PIXELS)
+        Sampler(model, SampleConfig(num_steps=3, seed=s), PIXELS).first(n)
         for n, s in ((2, 0), (5, 0), (2, 1))
     )
     assert np.array_equal(few, many[:2])
@@ -52,8 +52,8 @@ def test_image_i_depends_on_the_seed_and_on_i_alone():
 
 
 def test_the_batch_size_does_not_change_the_images():
-    model, config = untrained(), SampleConfig(num_images=5, num_steps=3)
-    one, other = (sample_images(model, config, PIXELS, batch_size=n) for n in (2, 5))
+    model, config = untrained(), SampleConfig(num_steps=3)
+    one, other = (Sampler(model, config, PIXELS, batch_size=n).first(5) for n in (2, 5))
     assert np.abs(one.astype(int) - other).max() <= 1
 
 
@@ -125,7 +125,7 @@ def test_levels_that_were_not_trained_are_refused(kind, prior, levels, message):
 def test_each_image_has_its_label_and_guidance_goes_on_from_it():
     model = untrained(condition="label", num_classes=3)
     names = ("ant", "bee", "cat")
-    plain = SampleConfig(num_images=4, num_steps=3, labels=("bee", "cat"))
+    plain = SampleConfig(num_steps=3, labels=("bee", "cat"))
     sampler = Sampler(model, plain, PIXELS, names)
     assert [sampler.facts(i)["label"] for i in range(3)] == ["bee", "cat", "bee"]
     all_in_turn = Sampler(model, SampleConfig(), PIXELS, names)
