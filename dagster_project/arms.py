@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dagster_project.operations.classifiers import promoted_id
 from dagster_project.recipe import ClassifierRule, FixedRule, RankRule, Recipe
 from dagster_project.request import Request
 from pipelines.freezing import freeze_quality_rank
@@ -18,10 +19,16 @@ AnyPolicy = ClassifierThreshold | FixedPerSource | QualityRank
 
 
 def classifier_id_of(root: Root, request: Request) -> str:
-    """Return the id of the recipe's noise classifier on the root's present data."""
+    """Return the id of the noise classifier that grades: the promoted one, if there is one.
+
+    Else the one that the recipe makes of the root's present data.
+    """
+    recipe = request.full_recipe
+    promoted = promoted_id(root, recipe.transform.noise_space)
+    if promoted is not None:
+        return promoted
     from ambient_omni.classifier.noise_classifier import classifier_id_for
 
-    recipe = request.full_recipe
     return classifier_id_for(
         root,
         recipe.classifier,

@@ -5,18 +5,28 @@ JVM, no network. Jobs are imported when an asset runs.
 """
 
 import os
+from collections.abc import Sequence
+from typing import cast
 
 import dagster as dg
 
 from dagster_project.defs import annotate, checks, curate, evaluate, ingest, train
 from dagster_project.defs.project import RECIPE_VARIABLE, ROOT_VARIABLE, Project
+from dagster_project.defs.specs import complete
 from dagster_project.logfile import file_logger
 
 
 def build_definitions(project: Project) -> dg.Definitions:
     """Return the whole graph for one project."""
     return dg.Definitions(
-        assets=dg.load_assets_from_modules([ingest, curate, annotate, train, evaluate]),
+        assets=dg.map_asset_specs(
+            complete(project),
+            # Unlike other loaders, this one may meet source assets: there are none.
+            cast(
+                Sequence[dg.AssetsDefinition],
+                dg.load_assets_from_modules([ingest, curate, annotate, train, evaluate]),
+            ),
+        ),
         asset_checks=dg.load_asset_checks_from_modules([checks]),
         resources={"project": project},
         loggers={"console": dg.colored_console_logger, "file": file_logger},

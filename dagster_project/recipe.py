@@ -2,7 +2,7 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +19,7 @@ from pipelines.spark import SparkSettings
 from schemas.errors import BadInput
 
 SUFFIXES = (".yaml", ".yml", ".json")
+Model = TypeVar("Model", bound=BaseModel)
 _GIVEN_BY_THE_GRAPH = ("name", "policy_id", "batches", "transform")
 
 
@@ -159,8 +160,21 @@ def parse_recipe(values: Any, where: str) -> Recipe:
     Raises:
         BadInput: a setting is unknown, missing or out of range.
     """
+    return _checked(Recipe, values, where)
+
+
+def parse_ingest(values: Any, batch: str) -> IngestConfig:
+    """Check the ingest settings of one batch.
+
+    Raises:
+        BadInput: a setting is unknown or out of range.
+    """
+    return _checked(IngestConfig, values, f"ingest of batch {batch}")
+
+
+def _checked(model: type[Model], values: Any, where: str) -> Model:
     try:
-        return Recipe.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "recipe"

@@ -20,6 +20,7 @@ from schemas.root import Root, write_json
 
 if TYPE_CHECKING:
     from dagster_project.recipe import Recipe
+    from pipelines.ingest.config import IngestConfig
 
 FILE = "request.json"
 REFERENCE, EVALUATION = "reference", "evaluation"
@@ -131,6 +132,16 @@ class Request(BaseModel):
         raise BadInput(
             f"no batch {name!r} was asked for (there are: {known}); add it with `ambient-omni run`"
         )
+
+    def ingest_of(self, batch: str) -> "IngestConfig":
+        """Return how a batch is ingested: the recipe's settings and its own.
+
+        Raises:
+            BadInput: a setting of its own is unknown or out of range.
+        """
+        from dagster_project.recipe import parse_ingest
+
+        return parse_ingest(self.recipe.get("ingest", {}) | self.batch(batch).ingest, batch)
 
     def with_batches(self, new: Iterable[BatchRequest]) -> "Request":
         """Return the request with more batches; one that is already there changes nothing.

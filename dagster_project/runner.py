@@ -3,8 +3,8 @@
 import sys
 import time
 import uuid
-from collections.abc import Mapping
-from typing import Any, TextIO
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import dagster as dg
 from dagster._core.errors import DagsterAssetCheckFailedError
@@ -12,6 +12,7 @@ from dagster._core.errors import DagsterAssetCheckFailedError
 from dagster_project.definitions import build_definitions
 from dagster_project.defs.project import Project
 from dagster_project.instance import open_instance
+from dagster_project.operations.stale import LAST_STEP, stale_work
 from dagster_project.request import Request
 from dagster_project.steps import ARM, INGEST_BATCH, Step, steps_until
 from schemas.errors import ContractViolation
@@ -19,6 +20,23 @@ from schemas.root import Root
 
 LOG = "run.log"
 LINE = "line"
+PARENT_TAG = "ambient-omni/started-by"
+
+
+class Out(Protocol):
+    """Where lines go: a terminal, or the log of a run."""
+
+    def write(self, text: str, /) -> object:
+        """Take some text."""
+        ...
+
+    def flush(self) -> None:
+        """Show it now."""
+        ...
+
+    def isatty(self) -> bool:
+        """Say whether a line can be drawn over."""
+        ...
 
 
 class Runner:
@@ -28,11 +46,20 @@ class Runner:
     when it is started again.
     """
 
-    def __init__(self, root: Root, request: Request, *, out: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        root: Root,
+        request: Request,
+        *,
+        out: Out | None = None,
+        instance: dg.DagsterInstance | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
         self._root = root
         self._request = request
-        self._out = out or sys.stdout
-        self._instance = open_instance(root)
+        self._out: Out = out or sys.stdout
+        self._tags = dict(tags or {})
+        self._instance = instance or open_instance(root)
         definitions = build_definitions(Project(root_path=str(root.path)))
         self._job = definitions.resolve_implicit_global_asset_job_def()
 
@@ -43,17 +70,49 @@ class Runner:
             AmbientOmniError: a job refused; what was finished before it stays.
             KeyboardInterrupt: ctrl-C.
         """
-        work = plan(self._request, until)
-        self._register_partitions()
+        return self.walk(plan(self._request, until))
+
+    def walk(self, work: list[tuple[Step, str | None]]) -> dict[str, Any]:
+        """Materialize some partitions of some steps, in order; return the last one's metadata.
+
+        A batch that a check holds back on the way is left out of what follows.
+
+        Raises:
+            AmbientOmniError, KeyboardInterrupt: as `run`.
+        """
+        self.register_partitions()
         found: dict[str, Any] = {}
         began = time.monotonic()
         for number, (step, partition) in enumerate(work, 1):
-            found = self._materialize(step, partition, f"[{number:>{len(str(len(work)))}}")
+            if step.roles and self._is_held(partition):
+                continue
+            found = self.materialize(step, partition, f"[{number:>{len(str(len(work)))}}")
             self._say(_finished(step, partition, found, number, len(work)))
         self._say(f"{len(work)} steps in {_duration(time.monotonic() - began)}")
         return found
 
-    def _materialize(self, step: Step, partition: str | None, head: str) -> dict[str, Any]:
+    def refresh(self, until: str = LAST_STEP) -> list[tuple[Step, str | None, str]]:
+        """Materialize what is new or stale, and nothing else; return what that was.
+
+        Raises:
+            AmbientOmniError, KeyboardInterrupt: as `run`.
+        """
+        self.register_partitions()
+        done = []
+        for stale in stale_work(self._root, self._request, until):
+            if stale.step.roles and self._is_held(stale.partition):
+                continue
+            found = self.materialize(stale.step, stale.partition, "[ ")
+            done.append((stale.step, stale.partition, stale.why))
+            self._say(_line(stale.step, stale.partition, found))
+        return done
+
+    def materialize(self, step: Step, partition: str | None, head: str = "[ ") -> dict[str, Any]:
+        """Materialize one partition of one step; return its metadata.
+
+        Raises:
+            AmbientOmniError: the job refused, or a blocking check failed.
+        """
         if self._out.isatty():
             self._out.write(f"\r{head}] {step.title} {partition or ''} ...\r")
             self._out.flush()
@@ -64,6 +123,7 @@ class Runner:
                 asset_selection=[dg.AssetKey(name) for name in step.assets],
                 partition_key=partition,
                 run_id=run_id,
+                tags=self._tags,
                 run_config={
                     "loggers": {"file": {"config": {"path": str(self._root.dagster / LOG)}}}
                 },
@@ -75,20 +135,25 @@ class Runner:
         found = {name: getattr(value, "value", value) for name, value in metadata.items()}
         return found | {"wall_seconds": time.monotonic() - began}
 
-    def _register_partitions(self) -> None:
-        names = {
-            INGEST_BATCH: [batch.name for batch in self._request.batches],
-            ARM: list(self._request.full_recipe.arms),
-        }
-        for definition, wanted in names.items():
-            known = set(self._instance.get_dynamic_partitions(definition))
-            self._instance.add_dynamic_partitions(
-                definition, [name for name in wanted if name not in known]
-            )
+    def register_partitions(self) -> None:
+        """Make batches and arms known to the run history."""
+        add_partitions(self._instance, INGEST_BATCH, (b.name for b in self._request.batches))
+        add_partitions(self._instance, ARM, self._request.full_recipe.arms)
+
+    def _is_held(self, batch: str | None) -> bool:
+        # A check may have held it since this run began.
+        now = Request.load(self._root)
+        return now is not None and batch is not None and now.is_held(batch)
 
     def _say(self, line: str) -> None:
         self._out.write(line + "\n")
         self._out.flush()
+
+
+def add_partitions(instance: dg.DagsterInstance, definition: str, names: Iterable[str]) -> None:
+    """Make partition keys known that are not yet."""
+    known = set(instance.get_dynamic_partitions(definition))
+    instance.add_dynamic_partitions(definition, [name for name in names if name not in known])
 
 
 def plan(request: Request, until: str | None = None) -> list[tuple[Step, str | None]]:
@@ -104,9 +169,12 @@ def plan(request: Request, until: str | None = None) -> list[tuple[Step, str | N
 def _finished(
     step: Step, partition: str | None, found: Mapping[str, Any], number: int, total: int
 ) -> str:
+    return f"[{number:>{len(str(total))}}/{total}] {_line(step, partition, found)}"
+
+
+def _line(step: Step, partition: str | None, found: Mapping[str, Any]) -> str:
     what = f"{step.title} {partition or ''}".rstrip()
-    count = f"[{number:>{len(str(total))}}/{total}]"
-    return f"{count} {what:<28} {found.get(LINE, ''):<44} {_duration(found['wall_seconds']):>8}"
+    return f"{what:<28} {found.get(LINE, ''):<44} {_duration(found['wall_seconds']):>8}"
 
 
 def _duration(seconds: float) -> str:
@@ -122,7 +190,7 @@ def _why_refused(instance: dg.DagsterInstance, run_id: str) -> str:
     for event in instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION):
         assert event.dagster_event is not None
         found = event.dagster_event.asset_check_evaluation_data
-        if not found.passed:
+        if not found.passed and found.severity == dg.AssetCheckSeverity.ERROR:
             said.append(f"check {found.check_name} of {found.asset_key.to_user_string()} failed: ")
             said.append(found.description or "see the web page")
     return "".join(said)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dagster_project.request import Request, Role
+from dagster_project.operations.config import Role
+from dagster_project.request import Request
 from schemas.errors import BadInput
 
 ARM = "arm"

@@ -24,32 +24,28 @@ from dagster_project.pictures import classifier_picture, level_pictures
     metadata=static_metadata("noise_classifiers"),
 )
 def noise_classifier(project: Project) -> Result:
-    """Train the classifier of the recipe."""
-    from ambient_omni.classifier.noise_classifier import train_classifier
+    """Train the classifier of the recipe, unless one is promoted: that one stands."""
+    from dagster_project.operations.classifiers import promoted_id, train_candidate
     from pipelines.measures import classifier_row
-    from schemas.reference_sets import TRUSTED
 
     root, request = project.root, project.request
-    recipe = request.full_recipe
-    classifier_id, seconds = timed(
-        train_classifier,
-        root,
-        recipe.classifier,
-        pool_batches=request.of_role("pool"),
-        reference_set=TRUSTED,
-        transform=recipe.transform,
-    )
+    promoted, seconds = promoted_id(root, request.full_recipe.transform.noise_space), 0.0
+    if promoted is None:
+        classifier_id, seconds = timed(train_candidate, root, request)
+    else:
+        classifier_id = promoted
     row = classifier_row(root, classifier_id)
+    stands = "promoted classifier" if promoted else f"{row['num_folds']} folds, classifier"
     metadata = {
         "classifier_id": classifier_id,
         "noise_space": str(row["noise_space"]),
         "control": dg.MetadataValue.json(json.loads(str(row["control"]))),
         "status": str(row["status"]),
         "seconds": round(seconds, 3),
-        "line": f"{row['num_folds']} folds, classifier {classifier_id}",
+        "line": f"{stands} {classifier_id}",
         **classifier_picture(root, classifier_id),
     }
-    return dg.MaterializeResult(metadata=metadata)
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(classifier_id))
 
 
 @dg.asset(

@@ -1,14 +1,22 @@
 """What must hold before anything is trained on: each failure says which rows."""
 
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_project.defs.project import Project
+from schemas.errors import ContractViolation
 from schemas.reference_sets import HELD_OUT, TRUSTED
+from schemas.registry import contract
 from schemas.root import Root
 
 _NUM_NAMED = 3
+# Balanced accuracy at the highest level of a classifier, where noise should hide every difference.
+_MOST_AT_TOP = 0.8
 
 
 @dg.asset_check(
@@ -78,6 +86,171 @@ def held_out_images_are_not_trusted(project: Project) -> dg.AssetCheckResult:
     return _result(problem, {"trusted": len(trusted), "held_out": len(held_out)})
 
 
+@dg.asset_check(
+    asset="quality_scores",
+    blocking=True,
+    description="Every score lies in its range; a null score has a reason; no key stands twice.",
+)
+def scores_fulfil_their_contract(
+    context: dg.AssetCheckExecutionContext, project: Project
+) -> dg.AssetCheckResult:
+    """Hold the batch's rows against the contract once more, as they are read."""
+    table = f"scores/{project.request.full_recipe.scores.pack}"
+    return _fulfils(project.root, table, context.partition_key, _unexplained_nulls)
+
+
+@dg.asset_check(
+    asset="ood_scores",
+    blocking=True,
+    description="Every distance lies in its range; a null distance has a reason.",
+)
+def distances_fulfil_their_contract(
+    context: dg.AssetCheckExecutionContext, project: Project
+) -> dg.AssetCheckResult:
+    """Hold the batch's rows against the contract once more, as they are read."""
+    return _fulfils(project.root, "ood_scores", context.partition_key, _unexplained_nulls)
+
+
+@dg.asset_check(
+    asset="noise_annotations",
+    blocking=True,
+    description="No level is negative or NaN, a null level has a reason, no key stands twice.",
+)
+def annotations_fulfil_their_contract(
+    context: dg.AssetCheckExecutionContext, project: Project
+) -> dg.AssetCheckResult:
+    """Hold the batch's rows against the contract once more, as they are read."""
+    return _fulfils(project.root, "noise_annotations", context.partition_key)
+
+
+@dg.asset_check(
+    asset="quality_scores",
+    blocking=True,
+    description=(
+        "The scores are distributed as in the last accepted batch of the same stream: population "
+        "stability index at most `operations.drift.max_psi`, or what chance explains."
+    ),
+)
+def scores_do_not_drift(
+    context: dg.AssetCheckExecutionContext, project: Project
+) -> dg.AssetCheckResult:
+    """Compare the batch's scores; hold it back if the recipe says so."""
+    return _drift(project, context.partition_key, levels_of=None)
+
+
+@dg.asset_check(
+    asset="noise_annotations",
+    blocking=True,
+    description="The main arm's levels are distributed as in the last accepted batch.",
+)
+def levels_do_not_drift(
+    context: dg.AssetCheckExecutionContext, project: Project
+) -> dg.AssetCheckResult:
+    """Compare the batch's levels; hold it back if the recipe says so."""
+    from dagster_project.arms import policy_of
+
+    root, request = project.root, project.request
+    recipe = request.full_recipe
+    policy = policy_of(root, request, recipe, recipe.main_arm)
+    return _drift(project, context.partition_key, levels_of=policy.policy_id)
+
+
+@dg.asset_check(
+    asset="noise_classifier",
+    blocking=True,
+    description=(
+        "The classifier found planted damage (else nothing is graded with it). A warning where it "
+        "is worse than chance, or still certain at its highest level: noise must drown the rest."
+    ),
+)
+def classifier_is_valid(project: Project) -> dg.AssetCheckResult:
+    """Look at the positive control and at the band of balanced accuracy."""
+    from dagster_project.arms import classifier_id_of
+    from dagster_project.operations.classifiers import control_passed
+    from pipelines.measures import classifier_row
+
+    row: dict[str, Any] = dict(
+        classifier_row(project.root, classifier_id_of(project.root, project.request))
+    )
+    name, accuracy = row["classifier_id"], row["balanced_accuracy"]
+    metadata = {"highest": max(accuracy), "lowest": min(accuracy)}
+    if not control_passed(row):
+        return _result(f"classifier {name} did not find planted damage", metadata)
+    return _result(_outside_band(row), metadata, dg.AssetCheckSeverity.WARN)
+
+
+def _outside_band(row: Mapping[str, Any]) -> str:
+    """Say where a classifier's balanced accuracy cannot be right, by three standard errors."""
+    name = row["classifier_id"]
+    errors = [error / 2 for error in row["tv_standard_error"]]
+    measured = list(zip(row["sigmas"], row["balanced_accuracy"], errors, strict=True))
+    for sigma, accuracy, error in measured:
+        if accuracy + 3 * error < 0.5:
+            return (
+                f"classifier {name} is worse than chance at sigma {sigma:.3g}: balanced accuracy "
+                f"{accuracy:.3f} +- {error:.3f}"
+            )
+    sigma, accuracy, error = measured[-1]
+    if accuracy - 3 * error > _MOST_AT_TOP:
+        return (
+            f"classifier {name} still tells {accuracy:.0%} rightly at its highest level "
+            f"{sigma:.3g}: images that differ even there never become usable; raise its sigma_max"
+        )
+    return ""
+
+
+def _drift(project: Project, batch: str, levels_of: str | None) -> dg.AssetCheckResult:
+    from dagster_project.operations.drift import accepted_before, drift_of, told
+    from dagster_project.request import Verdict, judge
+
+    root, request = project.root, project.request
+    config = request.operations.drift
+    verdict = request.verdicts.get(batch)
+    findings = drift_of(root, request, batch, config, levels_of=levels_of)
+    problem = told(findings, accepted_before(request, batch) or "", config.max_psi)
+    by_person = verdict is not None and verdict.by == "person" and verdict.status == "accepted"
+    blocks = config.hold and not by_person
+    if problem and blocks:
+        judge(root, batch, Verdict(status="held", why=problem))
+        problem += "; look at it, then `ambient-omni accept` or leave it held back"
+    elif not problem and request.is_held(batch) and levels_of is None:
+        judge(root, batch, None)  # its source was mended
+    if problem and by_person and verdict is not None:
+        problem += f"; accepted by a person: {verdict.why}"
+    return dg.AssetCheckResult(
+        passed=not problem,
+        severity=dg.AssetCheckSeverity.ERROR if blocks else dg.AssetCheckSeverity.WARN,
+        description=f"batch {batch} {problem}" if problem else None,
+        metadata={f.column: round(f.psi, 4) for f in findings if math.isfinite(f.psi)},
+    )
+
+
+def _fulfils(
+    root: Root,
+    table: str,
+    batch: str,
+    more: Callable[[pa.Table], str] = lambda _: "",
+) -> dg.AssetCheckResult:
+    rows = root.tables.read(table, where={"ingest_batch": batch})
+    try:
+        contract(table).validate(rows)
+        problem = more(rows)
+    except ContractViolation as error:
+        problem = str(error)
+    return _result(problem, {"rows": rows.num_rows})
+
+
+def _unexplained_nulls(rows: pa.Table) -> str:
+    """Name rows whose score is null without a reason."""
+    scores = [f.name for f in rows.schema if pa.types.is_floating(f.type)]
+    unexplained = pc.is_null(rows["unscored_reason"])
+    for name in scores:
+        bad = rows.filter(pc.and_(pc.is_null(rows[name]), unexplained))["sample_row"]
+        if len(bad):
+            return _named(bad, f"rows with no {name} and no reason")
+    return ""
+
+
 def _covers(
     root: Root, table: str, batch: str, policy_id: str | None = None
 ) -> dg.AssetCheckResult:
@@ -103,10 +276,14 @@ def _named(rows: pa.ChunkedArray, what: str) -> str:
     return f"{len(rows)} {what}, first sample_row {rows.slice(0, _NUM_NAMED).to_pylist()}"
 
 
-def _result(problem: str, metadata: dict[str, int]) -> dg.AssetCheckResult:
+def _result(
+    problem: str,
+    metadata: Mapping[str, float],
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not problem,
-        severity=dg.AssetCheckSeverity.ERROR,
+        severity=severity,
         description=problem or None,
         metadata=metadata,
     )

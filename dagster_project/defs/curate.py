@@ -70,12 +70,17 @@ def reference_sets(project: Project) -> Result:
 def measure(context: dg.AssetExecutionContext, project: Project) -> Iterator[Result]:
     """Score and embed one batch; every image is decoded once."""
     from pipelines.jobs.score import score
+    from pipelines.scorers import PACKS
 
     recipe, root, batch = project.request.full_recipe, project.root, context.partition_key
     report = run_job(score, root, batch, recipe.scores, settings=recipe.spark)
-    table, where = f"scores/{recipe.scores.pack}", {"ingest_batch": batch}
+    table = f"scores/{recipe.scores.pack}"
+    scored = {"scorer_version": PACKS[recipe.scores.pack].version, "ingest_batch": batch}
     pictures = score_pictures(root, table, batch)
-    yield job_result(root, report, table, where, asset_key="quality_scores", more=pictures)
+    yield job_result(root, report, table, scored, asset_key="quality_scores", more=pictures)
+    where = {"ingest_batch": batch}
+    if recipe.scores.encoder is not None:
+        where["encoder_version"] = recipe.scores.encoder.encoder_version
     yield job_result(root, report, "embeddings", where, asset_key="embeddings")
 
 
@@ -98,7 +103,12 @@ def ood_scores(context: dg.AssetExecutionContext, project: Project) -> Result:
     recipe, root, batch = project.request.full_recipe, project.root, context.partition_key
     report = run_job(ood, root, batch, TRUSTED, recipe.ood, settings=recipe.spark)
     pictures = score_pictures(root, "ood_scores", batch)
-    return job_result(root, report, "ood_scores", {"ingest_batch": batch}, more=pictures)
+    slice_ = {
+        "scorer_version": recipe.ood.scorer_version,
+        "reference_set": TRUSTED,
+        "ingest_batch": batch,
+    }
+    return job_result(root, report, "ood_scores", slice_, more=pictures)
 
 
 @dg.asset(

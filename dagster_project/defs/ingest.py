@@ -30,7 +30,8 @@ def samples(context: dg.AssetExecutionContext, project: Project) -> Result:
         project.root,
         batch.name,
         batch.source,
-        request.full_recipe.ingest,
+        request.ingest_of(batch.name),
         role=batch.role,
     )
-    return job_result(project.root, report, "samples", {"ingest_batch": batch.name})
+    slice_ = {"ingest_batch": batch.name}
+    return job_result(project.root, report, "samples", slice_)

@@ -9,6 +9,8 @@ import dagster as dg
 from dagster_project.describe import figures, preview
 from dagster_project.interrupts import keyboard_interrupts
 from pipelines.job import JobReport
+from schemas.ids import canonical_hash
+from schemas.registry import contract
 from schemas.root import Root
 
 P = ParamSpec("P")
@@ -43,4 +45,16 @@ def job_result(
         found["table_version"] = version
         found["preview"] = preview(root, table, where or {})
     found.update(more or {})
-    return dg.MaterializeResult(asset_key=asset_key, metadata=found)
+    made_of = None if table is None else data_version(root, table, where or {})
+    return dg.MaterializeResult(asset_key=asset_key, metadata=found, data_version=made_of)
+
+
+def data_version(root: Root, table: str, where: Mapping[str, Any]) -> dg.DataVersion | None:
+    """Return what a slice was made from, so that unchanged rows make nothing below them stale.
+
+    None where `where` names no whole slice of the table.
+    """
+    if set(where) != set(contract(table).partition_by):
+        return None
+    made_from = root.tables.fingerprint(table, where)
+    return dg.DataVersion(canonical_hash([dict(where), made_from]))

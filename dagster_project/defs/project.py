@@ -1,7 +1,11 @@
 """The one resource: which root, and what was asked of it."""
 
+from pathlib import Path
+from typing import Any
+
 import dagster as dg
 
+from dagster_project.operations.config import OperationsConfig
 from dagster_project.request import Request
 from schemas.errors import BadInput
 from schemas.root import Root
@@ -43,3 +47,17 @@ class Project(dg.ConfigurableResource[None]):
 
         recipe = load_recipe(self.recipe_name).model_dump(mode="json")
         return request.model_copy(update={"recipe": recipe})
+
+    @property
+    def recipe_values(self) -> dict[str, Any]:
+        """The recipe's plain values, empty where nothing was asked for yet; cheap to read."""
+        try:
+            request = Request.load(Root(Path(self.root_path))) if self.root_path else None
+        except BadInput:
+            return {}  # whoever runs something is told; the page must come up
+        return request.recipe if request else {}
+
+    @property
+    def operations(self) -> OperationsConfig:
+        """The recipe's `operations`."""
+        return OperationsConfig.model_validate(self.recipe_values.get("operations", {}))

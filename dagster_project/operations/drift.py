@@ -1,7 +1,7 @@
 """Does a batch look like the last one that was accepted? Shapes: N and M images, B bins."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,8 +121,9 @@ def told(findings: Sequence[Drift], before: str, max_psi: float) -> str:
 def _shares(values: NDArray[np.float64], edges: NDArray[np.float64]) -> NDArray[np.float64]:
     known = values[np.isfinite(values)]
     counts = np.bincount(np.searchsorted(edges, known, side="right"), minlength=len(edges) + 1)
-    counts = np.append(counts, len(values) - len(known)) + 0.5
-    shares: NDArray[np.float64] = counts / counts.sum()
+    # One bin more for what could not be measured.
+    smoothed = np.append(counts, len(values) - len(known)) + 0.5
+    shares: NDArray[np.float64] = smoothed / smoothed.sum()
     return shares
 
 
@@ -148,7 +149,7 @@ def _levels(root: Root, batch: str, policy_id: str | None) -> NDArray[np.float64
 
 
 def _column(
-    root: Root, table: str, column: str, where: dict[str, str | None]
+    root: Root, table: str, column: str, where: Mapping[str, str | None]
 ) -> NDArray[np.float64]:
     values = root.tables.read(table, [column], where)[column]
     found: NDArray[np.float64] = values.to_numpy(zero_copy_only=False).astype(np.float64)

@@ -38,6 +38,8 @@ def annotate(root, rows, policy_id="p-1"):
             "noise_space": ["s"] * count,
             "slope": [None] * count,
             "sigma_min_standard_error_octaves": [None] * count,
+            "sigma_min_low": [None] * count,
+            "sigma_min_high": [None] * count,
             "reason": ["fixed_per_source"] * count,
         }
     )

@@ -32,6 +32,8 @@ def annotated(root, make_batch, images):
             "noise_space": [SPACE] * 3,
             "slope": [None] * 3,
             "sigma_min_standard_error_octaves": [None] * 3,
+            "sigma_min_low": [None] * 3,
+            "sigma_min_high": [None] * 3,
             "reason": ["fixed_per_source"] * 3,
         }
     )

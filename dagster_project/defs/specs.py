@@ -1,0 +1,103 @@
+"""What all assets say of themselves alike: owners, code versions, when they are due by themselves.
+
+A code version is what a job calls its own: of a scorer pack, of an encoder, of a transform, of the
+rules. So the web page marks as stale what a new version would change, and nothing else.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import dagster as dg
+
+from dagster_project.defs.project import Project
+from schemas.errors import AmbientOmniError
+from schemas.ids import canonical_hash
+
+OWNERS = {
+    "ingest": ["team:data-platform"],
+    "curate": ["team:data-platform"],
+    "annotate": ["team:data-quality"],
+    "train": ["team:training"],
+    "evaluate": ["team:training"],
+}
+# Whatever else is due follows from decisions that people make: references, classifiers, training.
+AUTOMATIC = frozenset(
+    {
+        "samples",
+        "quality_scores",
+        "embeddings",
+        "ood_scores",
+        "training_pack",
+        "noise_curves",
+        "noise_annotations",
+    }
+)
+
+
+def due() -> dg.AutomationCondition[Any]:
+    """Return when a partition of a batch is materialized by itself.
+
+    It is new, its code version changed, or what it reads has other data than before (not: was
+    merely looked at again); all it reads is there, none of it is being made, and no blocking check
+    failed above it. What failed waits for a person or for the nightly schedule.
+    """
+    condition: Any = dg.AutomationCondition
+    reason = (
+        condition.newly_missing()
+        | condition.code_version_changed()
+        | condition.any_deps_match(
+            condition.data_version_changed() | condition.will_be_requested()
+        ).ignore(dg.AssetSelection.assets("reference_sets"))
+    )
+    whole: Any = (
+        reason.since_last_handled()
+        & ~condition.any_deps_missing()
+        & ~condition.any_deps_in_progress()
+        & ~condition.in_progress()
+        & condition.all_deps_blocking_checks_passed()
+    )
+    labelled: dg.AutomationCondition[Any] = whole.with_label("new or stale")
+    return labelled
+
+
+def complete(project: Project) -> Callable[[dg.AssetSpec], dg.AssetSpec]:
+    """Return what adds owner, code version and condition to an asset's spec."""
+    versions = code_versions(project)
+
+    def add(spec: dg.AssetSpec) -> dg.AssetSpec:
+        name = spec.key.to_user_string()
+        return spec.replace_attributes(
+            owners=OWNERS[str(spec.group_name)],
+            code_version=versions.get(name),
+            automation_condition=due() if name in AUTOMATIC else None,
+        )
+
+    return add
+
+
+def code_versions(project: Project) -> dict[str, str]:
+    """Return the code version of each asset that has one, under the root's recipe."""
+    recipe: Mapping[str, Any] = project.recipe_values
+    versions = {
+        "noise_annotations": canonical_hash(recipe.get("arms", {})),
+        "training_pack": canonical_hash(recipe.get("transform", {})),
+        "samples": canonical_hash(recipe.get("ingest", {})),
+    }
+    scores: Mapping[str, Any] = recipe.get("scores", {})
+    try:
+        versions |= _measures(scores)
+    except (AmbientOmniError, ImportError, KeyError):
+        return versions  # an extra is not installed here: the page can still be looked at
+    return versions
+
+
+def _measures(scores: Mapping[str, Any]) -> dict[str, str]:
+    from pipelines.encoders import EncoderConfig
+    from pipelines.scorers import PACKS
+
+    found = {"quality_scores": PACKS[scores.get("pack", "classical")].version}
+    encoder = scores.get("encoder", {})
+    if encoder is not None:
+        found["embeddings"] = EncoderConfig.model_validate(encoder).encoder_version
+        found["ood_scores"] = found["embeddings"]
+    return found
