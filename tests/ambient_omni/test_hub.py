@@ -51,9 +51,10 @@ def downloaded(hub):
 
 def test_of_a_pipeline_on_the_hub_only_the_part_is_downloaded_and_only_once(hub):
     assert find_part("them/pipeline", "vae") == hub / "them" / "pipeline" / "vae"
-    assert downloaded(hub) == [
-        "them/pipeline/vae/config.json",
-        "them/pipeline/vae/model.safetensors",
+    assert downloaded(hub / "them" / "pipeline") == [
+        "model_index.json",
+        "vae/config.json",
+        "vae/model.safetensors",
     ]
 
 

@@ -4,12 +4,16 @@ import numpy as np
 import pytest
 
 from ambient_omni.data.annotations import NoiseSpaceMismatch
+from ambient_omni.data.batches import BatchMaker
 from ambient_omni.data.config import LatentConfig
 from ambient_omni.data.latent_packs import EncodeLatentsJob, encode_batches
 from ambient_omni.data.latents import latent_space
 from ambient_omni.data.packs import PackSet
+from ambient_omni.data.training_data import READ_TABLES, open_training_data
 from ambient_omni.data.transforms import Transform
 from ambient_omni.evaluation import evaluate, read_heldout
+from ambient_omni.noise.levels import BetaSchedule, flow_time_of_sigma
+from ambient_omni.noise.usable import Usable
 from ambient_omni.training.trained import load_trained
 from ambient_omni.training.trainer import train
 from schemas.errors import BadInput
@@ -114,3 +118,35 @@ def test_a_caption_that_is_missing_stops_a_run_before_it_begins(trainable, confi
     network = {"kind": "unet2d_condition", "heads": 2, **NETWORK}
     with pytest.raises(BadInput, match="caption"):
         train(trainable, config(**SHORT, network=network, condition=condition), show=False)
+
+
+KINDS = ("edm", "epsilon", "v", "x0", "flow")
+
+
+def test_the_same_annotation_gives_the_same_usable_set_under_each_parameterisation(
+    trainable, config
+):
+    versions = trainable.tables.versions(READ_TABLES)
+    makers = []
+    for kind in KINDS:
+        settings = config(parameterisation={"kind": kind}, network=PLAIN, objective="ambient")
+        data = open_training_data(trainable, settings, versions)
+        makers.append(BatchMaker(data, settings))
+    draws = [maker.draw(3) for maker in makers]
+    for maker, draw in zip(makers, draws, strict=True):
+        assert np.array_equal(draw.index, draws[0].index)
+        assert np.array_equal(draw.sigma, draws[0].sigma)
+        assert np.array_equal(maker.usable.at(0.6), makers[0].usable.at(0.6))
+
+
+def test_a_floor_is_the_same_in_sigma_in_timesteps_and_in_flow_time():
+    schedule, usable = BetaSchedule(), Usable.of([0.0, 0.3, 1.7, np.nan], [0.0, 0.0, 0.2, 0.0])
+    by_sigma = np.stack([usable.at(sigma) for sigma in schedule.sigmas])
+    first = [None if not column.any() else int(column.argmax()) for column in by_sigma.T]
+    assert first[3] is None
+    for sample, floor in ((1, 0.3), (2, 1.7)):
+        above = by_sigma[:, sample] & (schedule.sigmas > 0.2)
+        step = schedule.timestep_of_sigma(floor)
+        assert above.argmax() == np.ceil(step)
+        time = flow_time_of_sigma(schedule.sigmas)
+        assert np.array_equal(above, time >= flow_time_of_sigma(floor))
