@@ -5,9 +5,11 @@ import pyarrow as pa
 from schemas.columns import NOISE_SPACE, SHA256_PATTERN
 from schemas.contract import Column, Contract
 
+_OLDER = "trained before this was measured"
+
 CONTRACT = Contract(
     name="noise_classifiers",
-    version=1,
+    version=2,
     one_row_is="one trained noise classifier",
     key=("classifier_id",),
     columns=(
@@ -50,6 +52,43 @@ CONTRACT = Contract(
         ),
         Column(
             "tv_standard_error", pa.list_(pa.float64()), "per level, of tv_lower_bound", minimum=0
+        ),
+        *(
+            Column(
+                f"tv_{end}",
+                pa.list_(pa.float64()),
+                f"per level, {end} end of the 90 % band of tv_lower_bound; groups of "
+                "near-duplicates resampled",
+                nullable=True,
+                null_meaning=_OLDER,
+                minimum=-1,
+                maximum=1,
+            )
+            for end in ("low", "high")
+        ),
+        *(
+            Column(
+                name,
+                pa.float64(),
+                f"{meaning} of the pool that is as good as the reference",
+                unit="fraction",
+                nullable=True,
+                null_meaning="not estimated",
+                minimum=0,
+                maximum=1,
+            )
+            for name, meaning in (
+                ("good_share", "estimated share"),
+                ("good_share_low", "low end of the 90 % band of the share"),
+                ("good_share_high", "high end of the 90 % band of the share"),
+            )
+        ),
+        Column(
+            "warnings",
+            pa.list_(pa.string()),
+            "what to know before its curves are believed",
+            nullable=True,
+            null_meaning=_OLDER,
         ),
         Column(
             "control",

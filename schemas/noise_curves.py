@@ -7,7 +7,7 @@ from schemas.contract import PARTITION_VALUE_PATTERN, Column, Contract
 
 CONTRACT = Contract(
     name="noise_curves",
-    version=1,
+    version=2,
     one_row_is="what one classifier says of one image over levels",
     key=("sample_row", "classifier_id"),
     partition_by=("classifier_id", "ingest_batch"),
@@ -31,6 +31,14 @@ CONTRACT = Contract(
             pa.list_(pa.float32()),
             "standard error of that mean, one a level",
             minimum=0,
+        ),
+        Column(
+            "evaluations",
+            pa.int32(),
+            "network evaluations spent on this image",
+            nullable=True,
+            null_meaning="graded before they were counted",
+            minimum=1,
         ),
     ),
 )
