@@ -176,7 +176,9 @@ def evaluate(root: Root, run_id: str, reference_set: str = "evaluation") -> Held
         root.tables.versions(READ_TABLES),
         config.max_images,
     )
-    loss = evaluate_reference(model.model, images, config, model.checkpoint.name, model.label_names)
+    loss = evaluate_reference(
+        model.model.on_accelerator(), images, config, model.checkpoint.name, model.label_names
+    )
     keep_heldout(root.runs / run_id, loss)
     return loss
 

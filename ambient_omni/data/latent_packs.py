@@ -60,8 +60,8 @@ def encode_batches(root: Root, job: EncodeLatentsJob, *, show: bool = True) -> l
         source = Pack.open(root.packs, job.transform.transform_id, batch)
         writers.append((source, PackWriter(root.packs, space, batch, source.inputs)))
     if not all(writer.is_current() for _, writer in writers):
-        device = torch.accelerator.current_accelerator() or torch.device("cpu")
-        codec = LatentCodec.open(job.latents).to(device)
+        device = torch.accelerator.current_accelerator(check_available=True)
+        codec = LatentCodec.open(job.latents).to(device or torch.device("cpu"))
         for source, writer in writers:
             with root.lock(f"encode-latents-{space.transform_id}", source.batch):
                 if not writer.is_current():

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ambient_omni.generation.config import GenerateJob, SampleConfig
 from ambient_omni.generation.grids import save_grid
 from ambient_omni.generation.outputs import Folder, Output, Tar, claim
 from ambient_omni.generation.sampling import Sampler
-from ambient_omni.models.model import Model
 from ambient_omni.progress import progress
 from ambient_omni.training.trained import TrainedModel, load_trained
 from schemas.errors import BadInput
@@ -46,7 +44,7 @@ def generate(root: Root, job: GenerateJob, *, show: bool = True) -> int:
     trained = load_trained(root, job.run_id, checkpoint_path(root, job.run_id, job.checkpoint))
     config = _with_prompts(job)
     sampler = Sampler(
-        _on_device(trained.model),
+        trained.model.on_accelerator(),
         config,
         trained.x0_shape,
         trained.label_names,
@@ -120,16 +118,3 @@ def _with_prompts(job: GenerateJob) -> SampleConfig:
     if not prompts:
         raise BadInput(f"{job.prompts_file} holds no prompt: write one on each line")
     return job.samples.model_copy(update={"prompts": prompts})
-
-
-def _on_device(model: Model) -> Model:
-    if not torch.accelerator.is_available():
-        return model
-    device = torch.accelerator.current_accelerator()
-    assert device is not None
-    model.denoiser.to(device)
-    if model.codec is not None:
-        model.codec.to(device)
-    if model.conditioner is not None:
-        model.conditioner.to(device)
-    return model

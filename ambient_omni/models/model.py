@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ambient_omni import rng
@@ -61,6 +62,18 @@ class Model:
     codec: LatentCodec | None
     parameterisation: Parameterisation
     loss_weighting: nn.Module
+
+    def on_accelerator(self) -> Model:
+        """Move everything to the machine's GPU, if it has one, and return this."""
+        device = torch.accelerator.current_accelerator(check_available=True)
+        if device is not None:
+            self.denoiser.to(device)
+            self.loss_weighting.to(device)
+            if self.conditioner is not None:
+                self.conditioner.to(device)
+            if self.codec is not None:
+                self.codec.to(device)
+        return self
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the denoiser's parameters that are trained: all of them, or its adapters."""
