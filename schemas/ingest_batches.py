@@ -29,6 +29,10 @@ CONTRACT = Contract(
             "how the items were listed",
             allowed=("folder", "tar", "parquet", "url_list"),
         ),
-        Column("source_uri", pa.string(), "the folder, tar shards, Parquet files or URL list that was ingested"),
+        Column(
+            "source_uri",
+            pa.string(),
+            "the folder, tar shards, Parquet files or URL list that was ingested",
+        ),
     ),
 )
