@@ -19,6 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "building $(VENV): about 3 GB of packages, some minutes; once"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps brisque
 	@touch $@
 
 demo: $(STAMP) ## the whole road on bundled real images; QUICK=1 for three minutes and poor samples

@@ -169,6 +169,12 @@ def read_ids(task: ImageTask) -> tuple[NDArray[np.int64], list[str]]:
     return samples["sample_row"].to_numpy(), samples["sample_id"].to_pylist()
 
 
+def read_captions(task: ImageTask) -> dict[int, str | None]:
+    """Return the captions of a task's samples by sample row."""
+    samples = _samples_of(task, ["sample_row", "caption"])
+    return dict(zip(*(samples[name].to_pylist() for name in samples.column_names), strict=True))
+
+
 def _open_shard(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
@@ -178,13 +184,15 @@ def _open_shard(path: Path) -> BinaryIO:
         ) from error
 
 
-def _samples_of(task: ImageTask) -> pa.Table:
-    columns = ["sample_row", "sample_id", "byte_offset", "num_bytes", "width", "height"]
+_PLACES = ("sample_row", "sample_id", "byte_offset", "num_bytes", "width", "height")
+
+
+def _samples_of(task: ImageTask, columns: Sequence[str] = _PLACES) -> pa.Table:
     where = (task.root, task.samples_version, task.exclusions_version, task.batch, task.shard)
     table = _shard_samples(*where)
     keys = table["sample_row"]
     inside = pc.and_(pc.greater_equal(keys, task.first_row), pc.less_equal(keys, task.last_row))
-    return table.filter(inside).select(columns)
+    return table.filter(inside).select(list(columns))
 
 
 @lru_cache(maxsize=1)

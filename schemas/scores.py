@@ -35,6 +35,16 @@ SCORER_VERSION = Column(
     pattern=PARTITION_VALUE_PATTERN,
 )
 
+# What was measured of one slice by which version of each scorer: a later run measures only others.
+SCORER_VERSIONS = Column(
+    "scorer_versions",
+    pa.string(),
+    "JSON: version of each scorer that ran; a scorer without weights is left out",
+)
+
+# Sides of patches, pixels, of the published CLIP-IQA files of ImageNet.
+PATCH_SIDES = (512, 256, 128, 64, 32)
+
 PACKS: dict[str, tuple[Column, ...]] = {
     "classical": (
         score("sharpness", "variance of the Laplacian of luma", "luma^2", minimum=0),
@@ -52,6 +62,36 @@ PACKS: dict[str, tuple[Column, ...]] = {
         score("num_pixels", "width times height", "pixels", minimum=1),
         score("min_side", "shorter side", "pixels", minimum=1),
     ),
+    "natural_statistics": (
+        score("brisque", "BRISQUE, about 0 (good) to 100", "opinion score"),
+        score("niqe", "NIQE, distance from natural statistics", "distance", minimum=0),
+    ),
+    "safety": (
+        score("nsfw", "probability that it is not safe for work", "probability", 0, 1),
+        score(
+            "generator_mark",
+            "share of bits equal to an invisible mark of image generators; 1 is marked",
+            "fraction",
+            0,
+            1,
+        ),
+    ),
+    "clip": (
+        score("clip_iqa", "probability of the good prompt, whole image", "probability", 0, 1),
+        *(
+            score(
+                f"clip_iqa_{side}",
+                f"mean of clip_iqa over patches of {side} pixels",
+                "probability",
+                0,
+                1,
+            )
+            for side in PATCH_SIDES
+        ),
+        score("aesthetic", "LAION's linear aesthetic predictor", "rating"),
+        score("caption_similarity", "cosine of image and caption vectors", "cosine", -1, 1),
+        score("watermark", "probability of the prompt of a visible watermark", "probability", 0, 1),
+    ),
 }
 
 
@@ -68,6 +108,7 @@ def contract_for(pack: str) -> Contract:
             INGEST_BATCH,
             SCORER_VERSION,
             *PACKS[pack],
+            *(() if pack == "classical" else (SCORER_VERSIONS,)),
             Column(
                 "unscored_reason",
                 pa.string(),

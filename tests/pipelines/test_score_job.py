@@ -1,9 +1,11 @@
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import duckdb
 import numpy as np
@@ -13,12 +15,17 @@ import pytest
 from deltalake import DeltaTable
 from PIL import Image
 
+from ambient_omni.images import decode
 from pipelines.encoders import EncoderConfig, load_encoder
 from pipelines.jobs import score as score_module
-from pipelines.jobs.score import ScoreConfig, measure, score
+from pipelines.jobs.score import ScoreConfig, measure, rescore, score
+from pipelines.jobs.score_plan import PackPlan
+from pipelines.scorers.base import Pack
 from pipelines.scorers.classical import CLASSICAL
+from pipelines.scorers.natural_statistics import NATURAL_STATISTICS
+from pipelines.scorers.weights import WeightsMissing
 from pipelines.spark import TasksFailed
-from schemas.errors import JobAlreadyRunning, TableMissing
+from schemas.errors import BadInput, JobAlreadyRunning, TableMissing
 
 CONFIG = ScoreConfig(encoder=EncoderConfig(resolution=32))
 TABLES = ("scores/classical", "embeddings")
@@ -131,8 +138,129 @@ def test_every_pixel_format_is_scored(root, make_batch, mode):
         "scores/classical", {"scorer_version": "v", "ingest_batch": "b1"}, "c0"
     )
     [task] = image_tasks(root, open_batch(root, "b1"))
-    assert measure(task, {"scores/classical": writer}, config=CONFIG) == {}
+    plans = {"scores/classical": PackPlan("classical", CLASSICAL.version, ("sharpness",))}
+    assert measure(task, {"scores/classical": writer}, config=CONFIG, plans=plans) == {}
     assert writer.close()[0].num_rows == 1
+
+
+BOTH = ScoreConfig(packs=("classical", "natural_statistics"), encoder=None)
+
+
+def lamed(monkeypatch, *names):
+    """Make the weights of some scorers disappear, here: no executor is asked."""
+    import pipelines.jobs.score as job
+
+    def missing():
+        raise WeightsMissing("its weights are missing")
+
+    scorers = tuple(
+        replace(s, weights=missing) if s.name in names else s for s in NATURAL_STATISTICS.scorers
+    )
+    pack = Pack(NATURAL_STATISTICS.name, scorers, NATURAL_STATISTICS.code)
+    monkeypatch.setitem(job.PACKS, pack.name, pack)
+    return pack
+
+
+def run_here(monkeypatch):
+    monkeypatch.setattr(
+        "pipelines.slices.run_tasks", lambda tasks, work, **_: [work(task) for task in tasks]
+    )
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Run tasks here, so that they see what a test changed."""
+    run_here(monkeypatch)
+
+
+def test_several_packs_share_one_decoding(in_process, batch, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(
+        "pipelines.batches.decode", lambda *args: decoded.append(1) or decode(*args)
+    )
+    report = score(batch, "b1", BOTH)
+    assert (report.written, len(decoded)) == (10, 10)
+    alone = ScoreConfig(pack="natural_statistics", encoder=None)
+    assert alone.packs == ("natural_statistics",)
+    assert score(batch, "b1", alone).unchanged == 10
+    rows = batch.tables.read("scores/natural_statistics").to_pylist()
+    assert all(np.isfinite(row["brisque"]) for row in rows)
+    assert rows[0]["unscored_reason"] == "niqe: shorter side under 192"
+
+
+def test_a_scorer_without_weights_is_null_with_a_reason_and_measured_alone_when_they_come(
+    in_process, batch, monkeypatch
+):
+    lamed(monkeypatch, "niqe")
+    report = score(batch, "b1", BOTH)
+    assert report.notes == ("niqe of natural_statistics is skipped: its weights are missing",)
+    first = batch.tables.read("scores/natural_statistics").to_pylist()
+    assert {row["niqe"] for row in first} == {None}
+    assert {row["unscored_reason"] for row in first} == {"niqe: skipped, its weights are missing"}
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        "pipelines.slices.run_tasks", lambda tasks, work, **_: list(map(work, tasks))
+    )
+    measured = []
+    monkeypatch.setattr("pipelines.scorers.brisque.load_regression", lambda: measured.append(1))
+    report = score(batch, "b1", BOTH)
+    assert report.notes == ("scores/natural_statistics: niqe measured, brisque kept",)
+    assert (report.written, measured) == (10, [])
+    where = {"scorer_version": NATURAL_STATISTICS.version}
+    second = batch.tables.read("scores/natural_statistics", where=where).to_pylist()
+    assert [row["brisque"] for row in second] == [row["brisque"] for row in first]
+    assert {row["unscored_reason"] for row in second} == {"niqe: shorter side under 192"}
+    assert json.loads(second[0]["scorer_versions"]) == NATURAL_STATISTICS.scorer_versions
+
+
+def test_nothing_is_kept_of_a_batch_whose_images_changed(in_process, batch, monkeypatch):
+    lamed(monkeypatch, "niqe")
+    score(batch, "b1", BOTH)
+    slice_ = {"ingest_batch": "b1"}
+    less = batch.tables.read("samples", where=slice_).slice(0, 5)
+    batch.tables.commit("samples", less, slice=slice_, inputs={"changed": 1}, job="tests")
+    monkeypatch.setitem(score_module.PACKS, NATURAL_STATISTICS.name, NATURAL_STATISTICS)
+    assert score(batch, "b1", BOTH).notes == ()
+
+
+def test_an_executor_with_other_weights_than_the_drivers_is_refused(batch, monkeypatch):
+    from pipelines.batches import image_tasks, open_batch
+
+    plan = PackPlan("natural_statistics", NATURAL_STATISTICS.version, ("brisque",))
+    lamed(monkeypatch, "niqe")
+    task = image_tasks(batch, open_batch(batch, "b1"))[0]
+    with pytest.raises(BadInput, match="on this executor and natural_statistics-"):
+        measure(task, {plan.table: None}, config=BOTH, plans={plan.table: plan})
+
+
+def test_unreadable_images_have_a_reason_in_every_pack(in_process, root, make_batch, images):
+    make_batch(root, "b1", [*images(1), b"\xff\xd8\xff\xe0 not much of a JPEG"])
+    score(root, "b1", BOTH)
+    [_, broken] = root.tables.read("scores/natural_statistics").to_pylist()
+    assert (broken["brisque"], broken["niqe"]) == (None, None)
+    assert broken["unscored_reason"] == "brisque: truncated; niqe: truncated"
+
+
+@pytest.mark.parametrize("packs", [["nope"], ["classical", "classical"], []])
+def test_packs_that_are_not_there_or_stand_twice_are_refused(packs):
+    with pytest.raises(ValueError, match="packs"):
+        ScoreConfig(packs=packs)
+
+
+def test_the_missing_slices_of_all_batches_are_planned_shown_and_measured(
+    in_process, batch, make_batch, images
+):
+    make_batch(batch, "b2", images(3, seed=9))
+    config = ScoreConfig(packs=("classical",), encoder=None)
+    score(batch, "b1", config)
+    plan = rescore(batch, config, dry_run=True)
+    assert (plan.read, plan.unchanged, plan.written) == (13, 10, 0)
+    [note] = plan.notes
+    assert note.startswith("b2: about 0 s on ")
+    assert "timed on 3" in note
+    done = rescore(batch, config)
+    assert (done.read, done.unchanged, done.written) == (13, 10, 3)
+    assert rescore(batch, config).unchanged == 13
 
 
 def test_a_batch_that_was_never_ingested_is_refused_by_name(batch):
@@ -157,17 +285,17 @@ def test_a_dry_run_writes_nothing(batch):
     assert not batch.tables.exists("scores/classical")
 
 
-def _fails_on_its_first_try(task, writers, *, config):
+def _fails_on_its_first_try(task, writers, **options):
     from pyspark import TaskContext
 
-    counts = measure(task, writers, config=config)
+    counts = measure(task, writers, **options)
     if TaskContext.get().attemptNumber() == 0 and task.shard.endswith("1.tar"):
         raise RuntimeError("this try is lost after it wrote")
     return counts
 
 
-def _always_fails(task, writers, *, config):
-    counts = measure(task, writers, config=config)
+def _always_fails(task, writers, **options):
+    counts = measure(task, writers, **options)
     if task.shard.endswith("1.tar"):
         raise RuntimeError("this shard is lost")
     return counts
@@ -226,8 +354,8 @@ from schemas.root import Root
 
 plain, mark = module.measure, sys.argv[2]
 
-def slow(task, writers, *, config):
-    counts = plain(task, writers, config=config)
+def slow(task, writers, **options):
+    counts = plain(task, writers, **options)
     open(mark, "a").write("x")
     if not task.shard.endswith("0.tar"):
         time.sleep(60)
