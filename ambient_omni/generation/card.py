@@ -23,6 +23,15 @@ from schemas.root import Root
 HISTOGRAM_FILE = "noise_histogram.png"
 _CARD_FILE = "README.md"
 
+# What hubs call the task; they have no name for images of a class.
+_TASKS = {
+    "none": "pipeline_tag: unconditional-image-generation\n",
+    "label": "",
+    "caption": "pipeline_tag: text-to-image\n",
+}
+
+_LABELS_NAMED = 20
+
 # Of the picture, pixels.
 _WIDTH, _HEIGHT, _MARGIN, _LABELS = 640, 180, 12, 30
 _BLUE, _ORANGE = (66, 110, 180), (214, 130, 52)
@@ -57,7 +66,7 @@ class Card:
     @property
     def draws_per_band(self) -> list[tuple[str, int]]:
         """Noise bands with how often a sample was drawn in each."""
-        edges = [f"{edge:g}" for edge in self.audit["sigma_edges"]]
+        edges = [f"{edge:.3g}" for edge in self.audit["sigma_edges"]]
         names = [f"< {edges[0]}", *map("..".join, itertools.pairwise(edges)), f"> {edges[-1]}"]
         rows = self.audit["draws_per_sigma_min_and_sigma"]
         return list(zip(names, (sum(column) for column in zip(*rows, strict=True)), strict=True))
@@ -104,8 +113,8 @@ def write_card(card: Card, folder: Path, trained: TrainedModel, opening: str) ->
     """
     draw_histograms(
         [
-            ("samples per sigma_min", card.samples_per_sigma_min, _BLUE),
-            ("draws per sigma", card.draws_per_band, _ORANGE),
+            ("samples per sigma_min, by the lower end", card.samples_per_sigma_min, _BLUE),
+            ("draws per sigma, by the lower end", card.draws_per_band, _ORANGE),
         ],
         folder / HISTOGRAM_FILE,
     )
@@ -115,10 +124,8 @@ def write_card(card: Card, folder: Path, trained: TrainedModel, opening: str) ->
 def card_text(card: Card, trained: TrainedModel, opening: str) -> str:
     """Return the card as Markdown, with the front matter that model hubs read."""
     config, run = trained.config, card.run
-    captioned = config.condition.kind == "caption"
-    task = "text-to-image" if captioned else "unconditional-image-generation"
     parts = [
-        f"---\nlibrary_name: diffusers\npipeline_tag: {task}\ntags:\n- diffusers\n---",
+        f"---\nlibrary_name: diffusers\n{_TASKS[config.condition.kind]}tags:\n- diffusers\n---",
         f"# {run['name']}",
         f"```python\n{opening}\n```",
         "## What it is",
@@ -148,16 +155,21 @@ def _model_facts(trained: TrainedModel) -> list[tuple[str, Any]]:
     config, form = trained.config, trained.model.parameterisation
     start = config.init_from
     network = config.network.kind if start is None else start.path
-    told = {"none": "nothing", "label": f"one of {len(trained.label_names)} labels"}
+    told = {"none": "nothing", "label": _labels(trained.label_names), "caption": "a caption"}
     return [
         ("network" if start is None else "fine-tuned from", network),
         ("what is denoised (C, H, W)", " x ".join(map(str, trained.x0_shape))),
         ("images", f"{config.transform.resolution} x {config.transform.resolution} pixels"),
         ("it predicts", form.kind),
-        ("it is told", told.get(config.condition.kind, "a caption")),
+        ("it is told", told[config.condition.kind]),
         ("deviation of the data", f"{form.sigma_data:g}"),
         ("objective", config.objective),
     ]
+
+
+def _labels(names: Sequence[str]) -> str:
+    more = ", ..." if len(names) > _LABELS_NAMED else ""
+    return f"one of {len(names)} labels: {', '.join(names[:_LABELS_NAMED])}{more}"
 
 
 def _obedience(card: Card) -> str:
@@ -245,4 +257,5 @@ def _draw_panel(
         draw.rectangle((left + 2, ground - height, left + step - 2, ground), colour)
         middle = left + step / 2
         draw.text((middle, ground - height - 2), f"{count:,}", "black", small, anchor="mb")
-        draw.text((middle, ground + 4), name, "black", small, anchor="mt")
+        # The whole of "0.0156..0.0312" is wider than a bar.
+        draw.text((middle, ground + 4), name.split("..")[0], "black", small, anchor="mt")

@@ -15,8 +15,6 @@ from ambient_omni.training.trained import TrainedModel, load_trained
 from schemas.errors import BadInput
 from schemas.root import Root
 
-_IMPORT = "from diffusers import DiffusionPipeline\n\n"
-
 
 def export(root: Root, job: ExportJob) -> Path:
     """Write a run's averaged weights as a folder that plain diffusers samples from.
@@ -52,23 +50,40 @@ def export(root: Root, job: ExportJob) -> Path:
 
 
 def _write(trained: TrainedModel, folder: Path) -> str:
-    """Write the weights; return lines of Python that open them, with FOLDER for the folder."""
-    config, start = trained.config, trained.config.init_from
+    """Write the weights; return lines of Python that sample from them, FOLDER for the folder."""
+    start = trained.config.init_from
     if start is None:
-        written = export_pipeline(
-            trained.model, folder, label_names=trained.label_names, prior=config.prior
-        )
-        trust = ", trust_remote_code=True" if written.has_code else ""
-        return (
-            f"from diffusers import {written.pipeline}\n\n"
-            f'pipe = {written.pipeline}.from_pretrained("FOLDER"{trust})'
-        )
+        return _write_new(trained, folder)
+    call = _call("", trained)
     if not has_adapters(trained.model):
         save_pipeline(trained.model, start, folder)
-        return _IMPORT + 'pipe = DiffusionPipeline.from_pretrained("FOLDER")'
+        return _lines("DiffusionPipeline", '"FOLDER"', call)
     save_lora(trained.model, folder)
     pinned = "" if start.revision is None else f', revision="{start.revision}"'
-    return _IMPORT + (
-        f'pipe = DiffusionPipeline.from_pretrained("{start.path}"{pinned})\n'
-        'pipe.load_lora_weights("FOLDER")'
+    return _lines(
+        "DiffusionPipeline", f'"{start.path}"{pinned}', call, 'pipe.load_lora_weights("FOLDER")\n'
+    )
+
+
+def _write_new(trained: TrainedModel, folder: Path) -> str:
+    written = export_pipeline(
+        trained.model, folder, label_names=trained.label_names, prior=trained.config.prior
+    )
+    trust = ", trust_remote_code=True" if written.has_code else ""
+    return _lines(written.pipeline, f'"FOLDER"{trust}', _call(written.pipeline, trained))
+
+
+def _call(pipeline: str, trained: TrainedModel) -> str:
+    kind, names = trained.config.condition.kind, list(trained.label_names[:2])
+    if kind == "label":
+        labels = f"pipe.get_label_ids({names})" if pipeline == "DiTPipeline" else names
+        return f"pipe(class_labels={labels})"
+    return 'pipe(prompt="a caption")' if kind == "caption" else "pipe(batch_size=2)"
+
+
+def _lines(pipeline: str, source: str, call: str, then: str = "") -> str:
+    return (
+        f"from diffusers import {pipeline}\n\n"
+        f"pipe = {pipeline}.from_pretrained({source})\n{then}"
+        f"images = {call}.images"
     )

@@ -45,6 +45,16 @@ def facts(text):
     return dict(re.findall(r"^\| ([^|]*) \| ([^|]*) \|$", text, flags=re.MULTILINE))
 
 
+def run_example(out, monkeypatch):
+    """Run the lines of Python on a card, beside the folder, and return their images."""
+    code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(out.parent)
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(out.parent))
+    names = {}
+    exec(code, names)
+    return names["images"]
+
+
 @pytest.fixture
 def exported(trainable, config, tmp_path):
     state_policy(trainable)
@@ -71,7 +81,7 @@ def test_an_export_is_sampled_by_plain_diffusers_and_says_what_it_is(exported, m
     assert "Of 32 draws, 0 draws were below the floor" in card
     assert 'Policy `policy` ("by blur")' in card
     assert "4 of which were held out and 5 usable at no level" in card
-    assert "trust_remote_code=True" in card
+    assert [image.size for image in run_example(out, monkeypatch)] == [(8, 8)] * 2
     assert not re.search(r"TODO|TBD|placeholder|\[.*more information.*\]", card, re.IGNORECASE)
 
 
@@ -170,7 +180,9 @@ def images_of(pipeline):
     return made.images
 
 
-def test_a_lora_run_trains_adapters_alone_and_leaves_as_lora_weights(captioned, config, tmp_path):
+def test_a_lora_run_trains_adapters_alone_and_leaves_as_lora_weights(
+    captioned, config, tmp_path, monkeypatch
+):
     root, base = captioned
     before = weights_sha256(base / "unet")
     lora = {"rank": 2, "alpha": 4, "target_modules": ["to_q", "to_v"]}
@@ -187,6 +199,7 @@ def test_a_lora_run_trains_adapters_alone_and_leaves_as_lora_weights(captioned, 
         "README.md", "noise_histogram.png", "pytorch_lora_weights.safetensors",
     }  # fmt: skip
     assert 'pipe.load_lora_weights("lora")' in (out / "README.md").read_text()
+    assert run_example(out, monkeypatch)[0].size == (16, 16)
     plain = StableDiffusionPipeline.from_pretrained(base)
     untuned = images_of(plain)
     plain.load_lora_weights(out)
