@@ -11,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ambient_omni.data.training_data import TrainingData
+from ambient_omni.noise.soft import lowest_accepted, rate_of_slope
 from ambient_omni.training.seen import SeenSamples
 
 # Edges of the buckets of sigma_min: 0, then octaves, then null.
 _MIN_EDGES = np.array([0.0, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, np.inf])
 # Edges of the levels: octaves around those that images are sensitive to.
 _LEVEL_EDGES = np.r_[0.0, 2.0 ** np.arange(-7, 6), np.inf]
+
+_SUMS = ("draws", "draws_below_floor", "draws_through_window", "draws_outside_buffer")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Audited:
 
     sigma_min (N,), NaN = at no high level; window (N,), 0 = none; floor (N,): no sample may be used
     below it and outside its window. It is κ·sigma_min, or under soft floors the level below which
-    acceptance is negligible. `groups`: kind (source, label) to names and (N,) numbers.
+    a sample is as good as never accepted. `groups`: kind (source, label) to names and (N,) numbers.
     """
 
     sample_rows: NDArray[np.int64]
@@ -35,10 +38,24 @@ class Audited:
     groups: Mapping[str, tuple[tuple[str, ...], NDArray[np.integer]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, data: TrainingData, kappa: float) -> Audited:
-        """Return what a run on `data` is held to, at the margin κ of its objective."""
+    def of(cls, data: TrainingData, kappa: float, *, soft: bool = False) -> Audited:
+        """Return what a run on `data` is held to.
+
+        Args:
+            data: what it trains on.
+            kappa: margin of its objective.
+            soft: floors are soft: below the floor is where a sample is accepted less than once in
+                a million (`soft.LEAST_ACCEPTANCE`); with a window, floors stay hard.
+        """
         levels = data.annotations
         minimum = levels.sigma_min
+        floor = kappa * minimum.astype(np.float64)
+        if soft:
+            assert levels.slope is not None
+            assert data.threshold is not None
+            slope = np.where(levels.sigma_max > 0, np.nan, levels.slope)
+            rate = rate_of_slope(slope, data.threshold)
+            floor = lowest_accepted(minimum, rate, data.threshold)
         groups: dict[str, tuple[tuple[str, ...], NDArray[np.integer]]] = {
             "source": (data.source_names, data.sources)
         }
@@ -48,7 +65,7 @@ class Audited:
             sample_rows=data.sample_rows,
             sigma_min=minimum,
             window=levels.sigma_max,
-            floor=np.where(np.isnan(minimum), np.inf, kappa * minimum.astype(np.float64)),
+            floor=np.where(np.isnan(minimum), np.inf, floor),
             groups=groups,
         )
 
@@ -65,13 +82,23 @@ class Audit:
         self._counts = np.zeros((len(bucket_names()), len(_LEVEL_EDGES) - 1), np.int64)
         self._below_floor = 0
         self._through_window = 0
+        self._outside_buffer = 0
         self._lowest_ratio = np.inf
         self._drawn = {kind: dict.fromkeys(names, 0) for kind, (names, _) in audited.groups.items()}
         self.seen = SeenSamples()
 
-    def add(self, index: NDArray[np.int64], sigma: NDArray[np.float64]) -> None:
-        """Count the draws of one step: places in the training data (B,) and levels (B,)."""
+    def add(
+        self, index: NDArray[np.int64], sigma: NDArray[np.float64], num_outside_buffer: int = 0
+    ) -> None:
+        """Count the draws of one step.
+
+        Args:
+            index: (B,) places in the training data.
+            sigma: (B,) levels.
+            num_outside_buffer: how many a streaming loader had to draw from beyond its buffer.
+        """
         audited = self._audited
+        self._outside_buffer += num_outside_buffer
         above = sigma >= audited.floor[index]
         inside = sigma <= audited.window[index]
         self._below_floor += int((~above & ~inside).sum())
@@ -95,6 +122,7 @@ class Audit:
             "draws": int(self._counts.sum()),
             "draws_below_floor": self._below_floor,
             "draws_through_window": self._through_window,
+            "draws_outside_buffer": self._outside_buffer,
             "lowest_sigma_over_sigma_min": lowest if np.isfinite(lowest) else None,
             "draws_per_sigma_min_and_sigma": self._counts.tolist(),
             "draws_per": self._drawn,
@@ -105,6 +133,7 @@ class Audit:
         self._counts[:] = state["draws_per_sigma_min_and_sigma"]
         self._below_floor = state["draws_below_floor"]
         self._through_window = state["draws_through_window"]
+        self._outside_buffer = state["draws_outside_buffer"]
         lowest = state["lowest_sigma_over_sigma_min"]
         self._lowest_ratio = np.inf if lowest is None else lowest
         for kind, drawn in self._drawn.items():
@@ -140,7 +169,7 @@ def merged(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     first, *others = states
     total = dict(first)
     for other in others:
-        for name in ("draws", "draws_below_floor", "draws_through_window"):
+        for name in _SUMS:
             total[name] += other[name]
         counts = np.add(
             total["draws_per_sigma_min_and_sigma"], other["draws_per_sigma_min_and_sigma"]

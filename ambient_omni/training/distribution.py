@@ -111,9 +111,9 @@ def _units(module: nn.Module) -> Iterator[nn.Module]:
 @contextlib.contextmanager
 def synchronised(module: nn.Module, accelerator: Accelerator, *, last: bool) -> Iterator[None]:
     """Run one of several backward passes; gradients are shared between processes in the last."""
-    inner = accelerator.unwrap_model(module, keep_fp32_wrapper=False)
-    if isinstance(inner, FSDPModule):
-        inner.set_requires_gradient_sync(last)
+    # Sharding changes the class of a module, so it needs no unwrapping (which would undo autocast).
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
         yield
         return
     with contextlib.nullcontext() if last else accelerator.no_sync(module):

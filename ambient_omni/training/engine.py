@@ -276,4 +276,5 @@ def _rows(batch: Batch, start: int, stop: int) -> Batch:
     if start == 0 and stop >= len(batch):
         return batch
     parts = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return replace(batch, **{n: v[start:stop] for n, v in parts.items() if v is not None})
+    per_image = {n: v for n, v in parts.items() if isinstance(v, Tensor | tuple)}
+    return replace(batch, **{name: value[start:stop] for name, value in per_image.items()})

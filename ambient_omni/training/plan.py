@@ -59,7 +59,7 @@ def describe(root: Root, config: TrainConfig) -> str:
             f"run {run.run_id}{' (finished)' if run.is_finished() else ''}",
             f"{len(data)} samples, {data.num_held_out} held out, "
             f"{maker.usable.num_never_usable} usable at no level, "
-            f"{maker.usable.num_unreachable(config.prior)} at no level of the prior",
+            f"{maker.num_unreachable} at no level of the prior",
             *usable_lines(data, maker.usable, config),
             *class_lines(data, maker.usable, config),
             f"{weights} weights, {trained} of them trained, "

@@ -96,7 +96,7 @@ class Trainer:
         model = new_model(config, len(data.label_names), data.packs.sigma_data)
         # Samples that cannot be drawn are refused now, not when the run has trained.
         Sampler(model, config.samples, space_of(config).x0_shape, data.label_names, config.prior)
-        self._audit = Audit(Audited.of(data, config.kappa))
+        self._audit = Audit(Audited.of(data, config.kappa, soft=config.sampling.soft_floors))
         self._audit_report: dict[str, Any] = {}
         self._engine = Engine(model, config, accelerator)
         parents = {
@@ -180,7 +180,7 @@ class Trainer:
     def _step(self, batch: Batch) -> None:
         result = self._engine.step(self._done.step, batch)
         # What was trained on, as it came in the batch: not what a loader was asked for.
-        self._audit.add(batch.index.numpy(), batch.sigma.double().numpy())
+        self._audit.add(batch.index.numpy(), batch.sigma.double().numpy(), batch.num_outside_buffer)
         self._done.step += 1
         if result.finite:
             self._reporter.add(result)
@@ -260,5 +260,6 @@ class Trainer:
             "num_samples": len(self._data),
             "num_held_out": self._data.num_held_out,
             "num_never_usable": self._batches.usable.num_never_usable,
+            "num_never_drawn": self._batches.num_unreachable,
             "nonfinite_steps": self._done.nonfinite_steps,
         }
