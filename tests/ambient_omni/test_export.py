@@ -26,8 +26,12 @@ from ambient_omni.models.config import (
 )
 from ambient_omni.models.model import build_model
 from ambient_omni.noise.levels import BetaSchedule
+from ambient_omni.noise.priors import LogNormalPrior
 from schemas.errors import BadInput
 from tests.data.pipelines import save_stable_diffusion
+
+# Sixteen pipelines are opened in a process that imports diffusers afresh.
+pytestmark = pytest.mark.slow
 
 PIXELS, LATENTS = (3, 8, 8), (4, 8, 8)
 LABELS = ("ant", "bee", "cat")
@@ -63,6 +67,7 @@ KINDS = {
     "dit-edm-label-latents": ("dit", "edm", "label", True, "own"),
     "text-flow-latents": ("unet2d_condition", "flow", "caption", True, "own"),
     "text-v": ("unet2d_condition", "v", "caption", False, "own"),
+    "masked-text-edm-latents": ("unet2d_condition", "edm", "caption", True, "own"),
 }
 CLASSES = {"SD": "StableDiffusionPipeline", "own": "ExportedPipeline"}
 
@@ -113,6 +118,9 @@ def build(kind, pipeline_folder):
         num_classes=len(LABELS) if condition == "label" else 0,
         codec=LatentCodec.open(LatentConfig(vae=str(pipeline_folder))) if in_latents else None,
     )
+    if kind.startswith("masked"):
+        # As encoders are that were trained with padding masked, T5's among them.
+        model.conditioner.takes_mask = True
     with rng.torch_seeded(1, "trained"), torch.no_grad():
         for parameter in model.denoiser.parameters():
             parameter += 0.03 * torch.randn_like(parameter)
@@ -186,6 +194,15 @@ def test_an_export_holds_safetensors_and_no_pickles(plain, kind):
     assert weights
     assert all(path.suffix in (".safetensors", ".py") for path in weights)
     assert not list((plain.home / kind).rglob("*.bin"))
+
+
+def test_sampling_begins_and_stops_where_the_prior_was_cut(plain, tmp_path):
+    prior = LogNormalPrior(lowest=0.05, highest=20.0)
+    export_pipeline(plain.models["text-edm-latents"], tmp_path / "edm", prior=prior)
+    edm = json.loads((tmp_path / "edm" / "scheduler" / "scheduler_config.json").read_text())
+    assert (edm["sigma_min"], edm["sigma_max"]) == (0.05, 20.0)
+    export_pipeline(plain.models["dit-flow"], tmp_path / "flow", prior=prior)
+    assert json.loads((tmp_path / "flow" / "model_index.json").read_text())["sigma_max"] == 20.0
 
 
 def test_code_that_an_export_carries_is_run_only_when_it_is_trusted(plain):
