@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ambient_omni import rng
+from ambient_omni.data.chunks import ChunkReader, SamplesLost
 from ambient_omni.data.config import SamplingConfig
-from ambient_omni.data.drawing import make_drawer
+from ambient_omni.data.drawing import Pool
 from ambient_omni.data.packs import to_x0
 from ambient_omni.data.training_data import TrainingData
-from ambient_omni.noise.eligibility import outside_gap, require_every_level
-from ambient_omni.noise.usable import Objective, Usable, hidden_level
+from ambient_omni.noise.eligibility import Drawer, outside_gap, require_every_level
+from ambient_omni.noise.usable import Objective, hidden_level
 from schemas.errors import BadInput
 
 if TYPE_CHECKING:
@@ -67,6 +68,11 @@ class Draw:
     index: NDArray[np.int64]
     sigma: NDArray[np.float64]
 
+    def at(self, positions: range) -> Draw:
+        """Return the draws of some positions."""
+        here = slice(positions.start, positions.stop)
+        return Draw(self.index[here], self.sigma[here])
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -75,7 +81,8 @@ class Batch:
     x0, fresh, fixed (b, C, H, W) float32, -1..1 and standard normal; sigma, hidden (b,) float32;
     labels (b,) int64; drop_condition (b,) bool, where the condition is left out; index (b,) int64
     into the training data; sample_rows (b,) int64; noise_seeds (b,) uint64, the number of the draw
-    in the run (step · batch size + position), which with the run's seed addresses `fresh`.
+    in the run (step · batch size + position), which with the run's seed addresses `fresh`;
+    num_outside_buffer, images that a streaming loader had to read from outside its buffer.
     """
 
     x0: Tensor
@@ -90,6 +97,7 @@ class Batch:
     sample_rows: Tensor
     sample_ids: tuple[str, ...]
     noise_seeds: Tensor
+    num_outside_buffer: int = 0
 
     def __len__(self) -> int:
         return len(self.sigma)
@@ -105,6 +113,10 @@ class Batch:
 
 
 _FOR_NETWORKS = frozenset({"x0", "sigma", "hidden", "fresh", "fixed", "labels", "drop_condition"})
+
+
+# Redraws of a lost sample, each of which finds a lost one again, before the level is given up.
+_MAX_REPLACEMENTS = 100
 
 
 class BatchMaker:
@@ -129,17 +141,30 @@ class BatchMaker:
         self._config = config
         self._dropout = condition_dropout
         self._flips = _flips(data, config.horizontal_flip)
-        levels = data.annotations
-        self.usable = Usable.of(levels.sigma_min, levels.sigma_max, config.kappa)
-        self.drawer = make_drawer(
-            data, self.usable, config.sampling, config.objective, config.prior
-        )
+        self._pool = Pool.of(data, config.sampling, config.objective, config.kappa)
+        self.usable = self._pool.usable
+        self.drawer = self._pool.drawer(config.prior)
         require_every_level(self.drawer, config.prior, len(data))
+        self.reader = ChunkReader(data)
 
     @property
     def batch_size(self) -> int:
         """Images per step, over all processes."""
         return self._config.batch_size
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run."""
+        return self._config.seed
+
+    @property
+    def num_unreachable(self) -> int:
+        """How many samples are never drawn: no level of the prior may use them."""
+        return self.usable.num_unreachable(self._config.prior)
+
+    def drawer_of(self, index: NDArray[np.integer]) -> Drawer:
+        """Return what draws among some samples, by their place in `index`."""
+        return self._pool.take(index).drawer(self._config.prior)
 
     def draw(self, step: int) -> Draw:
         """Draw the levels of a step, then a sample for each: the same on every process."""
@@ -155,15 +180,21 @@ class BatchMaker:
             step: number of the step.
             draw: what `draw(step)` returned.
             positions: this process's share.
+
+        Raises:
+            SamplesLost: samples vanished or changed since the run opened.
         """
-        config, data = self._config, self.data
-        here = slice(positions.start, positions.stop)
-        index, sigma = draw.index[here], draw.sigma[here]
-        x0 = to_x0(data.packs.take(data.rows_of_pack(index)))
+        return self.assemble(step, draw.at(positions), positions)
+
+    def assemble(self, step: int, draw: Draw, positions: range, num_outside: int = 0) -> Batch:
+        """Return the batch of draws that are those of `positions` already."""
+        config, data, sigma = self._config, self.data, draw.sigma
+        index = self._present(step, draw, positions)
+        x0 = to_x0(self.reader.take(index))
         hidden = hidden_level(sigma, self.usable.floor_of(index), config.objective, config.kappa)
         fixed = self._fixed_noise(index, x0.shape[1:]) if hidden.any() else None
         if self._flips:
-            mirrored = rng.uniform(config.batch_size, config.seed, "flip", step)[here] < 0.5
+            mirrored = self.uniform(step, "flip", positions) < 0.5
             # The fixed noise belongs to the stored image, so it is mirrored with it.
             for images in (x0, fixed):
                 if images is not None:
@@ -177,12 +208,32 @@ class BatchMaker:
             fixed=None if fixed is None else torch.from_numpy(fixed),
             labels=self._labels(index),
             captions=None if data.captions is None else data.captions.take(index),
-            drop_condition=self._dropped(step, here),
+            drop_condition=self._dropped(step, positions),
             index=torch.from_numpy(index),
             sample_rows=torch.from_numpy(data.sample_rows[index]),
             sample_ids=data.sample_ids.names(index),
             noise_seeds=torch.from_numpy(self._noise_seeds(step, positions)),
+            num_outside_buffer=num_outside,
         )
+
+    def _present(self, step: int, draw: Draw, positions: range) -> NDArray[np.int64]:
+        """Return the samples drawn, others at the same levels in place of lost ones."""
+        index = draw.index.copy()
+        for attempt in range(_MAX_REPLACEMENTS):
+            lost = self.reader.missing(index)
+            if not lost.any():
+                return index
+            uniform = self.uniform(step, f"replacement-{attempt}", positions)
+            index[lost] = self.drawer.draw(draw.sigma[lost], uniform[lost])
+        raise SamplesLost(
+            f"at sigma {draw.sigma[lost][0]:.4g} next to all usable samples are lost: bring the "
+            "pack back and resume"
+        )
+
+    def uniform(self, step: int, purpose: str, positions: range) -> NDArray[np.float64]:
+        """Return the uniform numbers of some positions of a step for one purpose."""
+        whole = rng.uniform(self._config.batch_size, self._config.seed, purpose, step)
+        return whole[positions.start : positions.stop]
 
     def _labels(self, index: NDArray[np.int64]) -> Tensor | None:
         labels = self.data.labels
@@ -193,12 +244,10 @@ class BatchMaker:
             step * self._config.batch_size
         )
 
-    def _dropped(self, step: int, here: slice) -> Tensor | None:
+    def _dropped(self, step: int, positions: range) -> Tensor | None:
         if not self._dropout:
             return None
-        size, seed = self._config.batch_size, self._config.seed
-        chance = rng.uniform(size, seed, "condition-dropout", step)[here]
-        return torch.from_numpy(chance < self._dropout)
+        return torch.from_numpy(self.uniform(step, "condition-dropout", positions) < self._dropout)
 
     def _fixed_noise(self, index: NDArray[np.int64], shape: Sequence[int]) -> NDArray[np.float32]:
         # Not keyed by the run's seed: two runs that hid an image behind different noise would

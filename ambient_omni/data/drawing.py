@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,38 +23,67 @@ from ambient_omni.noise.usable import (
 from schemas.errors import BadInput
 
 
-def make_drawer(
-    data: TrainingData,
-    usable: Usable,
-    sampling: SamplingConfig,
-    objective: Objective,
-    prior: SigmaOf,
-) -> Drawer:
-    """Return what draws samples of `data` as the settings say.
+@dataclass(frozen=True)
+class Pool:
+    """What draws depend on, of all training samples or of a part of them.
 
-    Raises:
-        BadInput: the settings do not fit the data or the objective.
+    strata, the classes and sources whose weights the settings name; soft, whether floors are.
     """
-    strata = strata_of(data, sampling)
-    if not sampling.soft_floors:
-        return EligibilityIndex(usable, strata)
-    if objective != "gated":
-        raise BadInput(
-            f"soft_floors do not go with the {objective} objective, which cannot hide an image "
-            "below its sigma_min: use the gated objective, or hard floors"
+
+    usable: Usable
+    strata: Strata
+    soft: bool
+    slope: NDArray[np.float32] | None
+    threshold: float | None
+
+    @classmethod
+    def of(
+        cls, data: TrainingData, sampling: SamplingConfig, objective: Objective, kappa: float
+    ) -> Pool:
+        """Return the pool of all training samples.
+
+        Raises:
+            BadInput: the settings do not fit the data or the objective.
+        """
+        if sampling.soft_floors and objective != "gated":
+            raise BadInput(
+                f"soft_floors do not go with the {objective} objective, which cannot hide an image "
+                "below its sigma_min: use the gated objective, or hard floors"
+            )
+        levels = data.annotations
+        return cls(
+            usable=Usable.of(levels.sigma_min, levels.sigma_max, kappa),
+            strata=strata_of(data, sampling),
+            soft=sampling.soft_floors,
+            slope=levels.slope,
+            threshold=data.threshold,
         )
-    levels = data.annotations
-    assert levels.slope is not None
-    assert data.threshold is not None
-    lowest, highest = prior.sigma_of(np.array([0.0, np.nextafter(1, 0)]))
-    return SoftDrawer(
-        levels.sigma_min,
-        levels.sigma_max,
-        levels.slope,
-        data.threshold,
-        strata=strata,
-        bounds=(max(float(lowest), 1e-4), float(highest) * 1.001),
-    )
+
+    def take(self, index: NDArray[np.integer]) -> Pool:
+        """Return the pool of some samples; classes keep the weights that they have in all."""
+        usable, strata = self.usable, self.strata
+        return replace(
+            self,
+            usable=Usable(usable.sigma_min[index], usable.sigma_max[index], usable.kappa),
+            strata=replace(strata, group=strata.group[index], source=strata.source[index]),
+            slope=None if self.slope is None else self.slope[index],
+        )
+
+    def drawer(self, prior: SigmaOf) -> Drawer:
+        """Return what draws samples of the pool at the levels of a prior."""
+        if not self.soft:
+            return EligibilityIndex(self.usable, self.strata)
+        assert self.slope is not None
+        assert self.threshold is not None
+        lowest, highest = prior.sigma_of(np.array([0.0, np.nextafter(1, 0)]))
+        return SoftDrawer(
+            self.usable.sigma_min,
+            self.usable.sigma_max,
+            self.slope,
+            self.threshold,
+            strata=self.strata,
+            bounds=(max(float(lowest), 1e-4), float(highest) * 1.001),
+        )
 
 
 def strata_of(data: TrainingData, sampling: SamplingConfig) -> Strata:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from ambient_omni import rng
+from ambient_omni.data.batches import BatchMaker
 from ambient_omni.data.packs import PackWriter
+from ambient_omni.data.training_data import READ_TABLES, open_training_data
 from ambient_omni.data.transforms import Transform
 from ambient_omni.training.config import TrainConfig
 from schemas.registry import contract
@@ -155,3 +157,36 @@ def traces(tmp_path):
         return ranks
 
     return SimpleNamespace(folder=folder, read=read)
+
+
+@pytest.fixture
+def chunked(trainable, config):
+    """The tiny root with packs of four samples a chunk: 3 + 5 chunks."""
+    space = config().transform
+    for batch in ("ref", "pool"):
+        rows = trainable.tables.read("samples", ["sample_row"], {"ingest_batch": batch})
+        rows = rows["sample_row"].to_numpy()
+        writer, infos = PackWriter(trainable.packs, space, batch, "chunked"), []
+        writer.begin()
+        for number, start in enumerate(range(0, len(rows), 4)):
+            with writer.chunk(number) as chunk:
+                for row in rows[start : start + 4]:
+                    pixels = rng.generator(0, "pixels", int(row)).integers(
+                        0, 256, space.shape, dtype=np.uint8
+                    )
+                    chunk.add(int(row), pixels)
+            infos.append(chunk.info)
+        writer.finish(infos)
+    return trainable
+
+
+@pytest.fixture
+def maker(chunked, config):
+    """`maker(**changes)`: makes the batches of a config with such changes."""
+
+    def make(**changes):
+        made = config(batch_size=8, **changes)
+        data = open_training_data(chunked, made, chunked.tables.versions(READ_TABLES))
+        return BatchMaker(data, made, condition_dropout=0.5)
+
+    return make
