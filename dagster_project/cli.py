@@ -53,7 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--verbose", action="store_true", help="show tracebacks of defects")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_run, _add_demo, _add_ui, _add_status, _add_explain, _add_what_if, _add_take):
+    for add in (
+        *(_add_run, _add_demo, _add_ui, _add_status, _add_explain, _add_what_if, _add_rescore),
+        *(_add_train, _add_compare, _add_candidate, _add_promote, _add_accept, _add_take),
+    ):
         add(commands)
     return parser
 
@@ -118,6 +121,11 @@ def _add_ui(commands: Commands) -> None:
     ui = commands.add_parser("ui", help="the graph as a web page on this machine")
     _root(ui)
     ui.add_argument("--port", type=int, default=3000, help="port on 127.0.0.1 (default: 3000)")
+    ui.add_argument(
+        "--no-daemon",
+        action="store_true",
+        help="the page alone: no queue, no sensors, no schedules; runs start at once",
+    )
     ui.set_defaults(command=_ui)
 
 
@@ -140,6 +148,81 @@ def _add_what_if(commands: Commands) -> None:
     )
     _root(what_if)
     what_if.set_defaults(command=_what_if)
+
+
+def _add_rescore(commands: Commands) -> None:
+    rescore = commands.add_parser(
+        "rescore", help="compute what is new or stale in the tables, and nothing else"
+    )
+    _root(rescore)
+    rescore.add_argument("--dry-run", action="store_true", help="only say what that is")
+    rescore.set_defaults(command=_rescore)
+
+
+def _add_train(commands: Commands) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train one arm in a process of its own; again, it goes on from its checkpoint",
+    )
+    _root(train)
+    train.add_argument("--arm", default="", help="an arm of the recipe (default: its main arm)")
+    train.add_argument("--policy-id", default="", help="obey another policy than the arm's")
+    _training(train)
+    train.set_defaults(command=_train)
+
+
+def _add_compare(commands: Commands) -> None:
+    compare = commands.add_parser(
+        "compare", help="train several arms from one state of the tables and compare them"
+    )
+    _root(compare)
+    compare.add_argument(
+        "--arm", action="append", default=[], help="an arm of the recipe (default: all)"
+    )
+    _training(compare)
+    compare.set_defaults(command=_compare)
+
+
+def _training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", default="", help="a bundled recipe or a YAML file")
+    parser.add_argument("--steps", type=int, help="budget (default: the recipe's)")
+    parser.add_argument(
+        "--devices", type=int, help="processes of torchrun on this machine (default: the recipe's)"
+    )
+
+
+def _add_candidate(commands: Commands) -> None:
+    candidate = commands.add_parser(
+        "candidate", help="train a noise classifier on the present pool; compare it with the old"
+    )
+    _root(candidate)
+    candidate.set_defaults(command=_candidate)
+
+
+def _add_promote(commands: Commands) -> None:
+    promote = commands.add_parser(
+        "promote",
+        help="let a noise classifier grade every batch from now on, also those that come",
+    )
+    _root(promote)
+    promote.add_argument(
+        "classifier_id", nargs="?", default="", help="which (default: the newest candidate)"
+    )
+    promote.add_argument(
+        "--force", action="store_true", help="also if it does not beat the promoted one"
+    )
+    promote.set_defaults(command=_promote)
+
+
+def _add_accept(commands: Commands) -> None:
+    accept = commands.add_parser(
+        "accept", help="let a batch in that a check held back; or hold one back yourself"
+    )
+    _root(accept)
+    accept.add_argument("batch", metavar="BATCH")
+    accept.add_argument("--why", required=True, help="what a person saw")
+    accept.add_argument("--hold", action="store_true", help="hold the batch back instead")
+    accept.set_defaults(command=_accept)
 
 
 def _add_take(commands: Commands) -> None:
@@ -180,7 +263,7 @@ def _demo(options: argparse.Namespace) -> int:
 def _ui(options: argparse.Namespace) -> int:
     from dagster_project.commands.ui import serve
 
-    return serve(options.root, options.port)
+    return serve(options.root, options.port, daemon=not options.no_daemon)
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -199,6 +282,52 @@ def _what_if(options: argparse.Namespace) -> int:
     from dagster_project.commands.what_if import what_if
 
     return _say(what_if(options.root))
+
+
+def _rescore(options: argparse.Namespace) -> int:
+    from dagster_project.commands.operate import rescore
+
+    return rescore(options.root, dry_run=options.dry_run)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from dagster_project.commands.operate import train
+
+    arm = {"arm": options.arm, "policy_id": options.policy_id}
+    return train(options.root, arm | _asked(options))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from dagster_project.commands.operate import compare
+
+    return compare(options.root, {"arms": options.arm} | _asked(options))
+
+
+def _asked(options: argparse.Namespace) -> dict[str, Any]:
+    asked: dict[str, Any] = {"recipe": options.recipe}
+    if options.steps is not None:
+        asked["steps"] = options.steps
+    if options.devices is not None:
+        asked["launcher"] = {"kind": "torchrun", "num_processes": options.devices}
+    return asked
+
+
+def _candidate(options: argparse.Namespace) -> int:
+    from dagster_project.commands.operate import candidate
+
+    return candidate(options.root)
+
+
+def _promote(options: argparse.Namespace) -> int:
+    from dagster_project.commands.operate import promote
+
+    return promote(options.root, options.classifier_id, force=options.force)
+
+
+def _accept(options: argparse.Namespace) -> int:
+    from dagster_project.commands.operate import accept
+
+    return _say(accept(options.root, options.batch, options.why, hold=options.hold))
 
 
 def _exclude(options: argparse.Namespace) -> int:

@@ -10,10 +10,20 @@ from typing import cast
 
 import dagster as dg
 
-from dagster_project.defs import annotate, checks, curate, evaluate, ingest, train
+from dagster_project.defs import (
+    annotate,
+    checks,
+    curate,
+    evaluate,
+    ingest,
+    jobs,
+    sensors,
+    train,
+    training_jobs,
+)
 from dagster_project.defs.project import RECIPE_VARIABLE, ROOT_VARIABLE, Project
 from dagster_project.defs.specs import complete
-from dagster_project.logfile import file_logger
+from dagster_project.logfile import file_logger, terminal_logger
 
 
 def build_definitions(project: Project) -> dg.Definitions:
@@ -28,8 +38,22 @@ def build_definitions(project: Project) -> dg.Definitions:
             ),
         ),
         asset_checks=dg.load_asset_checks_from_modules([checks]),
+        jobs=[
+            jobs.new_batch,
+            jobs.rescore,
+            jobs.candidate,
+            jobs.promote,
+            training_jobs.train,
+            training_jobs.compare,
+        ],
+        sensors=sensors.build_sensors(project),
+        schedules=sensors.build_schedules(project),
         resources={"project": project},
-        loggers={"console": dg.colored_console_logger, "file": file_logger},
+        loggers={
+            "console": dg.colored_console_logger,
+            "file": file_logger,
+            "terminal": terminal_logger,
+        },
         # One process a run: Spark's session and torch's weights are shared by its steps.
         executor=dg.in_process_executor,
     )

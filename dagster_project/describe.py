@@ -106,6 +106,11 @@ def markdown_table(rows: pa.Table) -> str:
     return "\n".join(lines)
 
 
+def plain_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return dictionaries of the same keys as a Markdown table, escaped."""
+    return markdown_table(pa.Table.from_pylist([dict(row) for row in rows]))
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return "null"

@@ -1,6 +1,7 @@
 """Where the orchestrator's own events go when a terminal shows the run."""
 
 import logging
+import sys
 from pathlib import Path
 
 import dagster as dg
@@ -13,6 +14,29 @@ def file_logger(context: dg.InitLoggerContext) -> logging.Logger:
     logger = logging.Logger("ambient-omni", logging.DEBUG)
     logger.addHandler(_handler(path))
     return logger
+
+
+@dg.logger(
+    config_schema={},
+    description="Shows what jobs say, and not the orchestrator's own events, on a terminal.",
+)
+def terminal_logger(context: dg.InitLoggerContext) -> logging.Logger:
+    """Return a logger that writes plain lines to standard output."""
+    logger = logging.Logger("ambient-omni-terminal", logging.INFO)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.addFilter(_is_said_by_a_job)
+    handler.setFormatter(_Plain())
+    logger.addHandler(handler)
+    return logger
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return str(getattr(record, "dagster_meta", {}).get("orig_message", record.getMessage()))
+
+
+def _is_said_by_a_job(record: logging.LogRecord) -> bool:
+    return getattr(record, "dagster_meta", {}).get("dagster_event") is None
 
 
 _handlers: dict[Path, logging.Handler] = {}

@@ -1,7 +1,10 @@
 """Plots and mosaics of materializations, small enough to live in the run history."""
 
 import importlib.util
+import json
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,12 +90,39 @@ def level_pictures(root: Root, batch: str, policies: Mapping[str, str]) -> Metad
     return found
 
 
-def training_pictures(root: Root, run_id: str) -> Metadata:
-    """Return a run's newest samples."""
-    grids = sorted((root.runs / run_id).glob("samples-*.png"))
-    if not grids or grids[-1].stat().st_size > MAX_PICTURE_BYTES:
-        return {}
-    return {"samples": picture(grids[-1].read_bytes(), f"samples of run {run_id}")}
+def run_pictures(root: Root, run_id: str) -> Metadata:
+    """Return a run's curves so far and its newest samples."""
+    folder = root.runs / run_id
+    found: Metadata = {}
+    grids = sorted(folder.glob("samples*.png"), key=lambda path: path.stat().st_mtime)
+    if grids and grids[-1].stat().st_size <= MAX_PICTURE_BYTES:
+        found["samples"] = picture(grids[-1].read_bytes(), f"samples of run {run_id}")
+    if not _can_draw():
+        return found
+    from pipelines.report.plots import training_curves
+
+    for name, title in (("held_out_total", "Held-out loss"), ("loss", "Training loss")):
+        seen, values = _metric(folder, name)
+        if values:
+            png = training_curves({"run": (seen, values)}, title=title, ylabel=name)
+            found[f"curve_{name}"] = picture(png, title)
+    return found
+
+
+def _metric(folder: Path, name: str) -> tuple[list[float], list[float]]:
+    """Return images seen and values of one metric; a line half written is left out."""
+    seen, values = [], []
+    file = folder / "metrics.jsonl"
+    for line in file.read_text().splitlines() if file.exists() else ():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        value = found.get(name)
+        if isinstance(value, int | float) and math.isfinite(value):
+            seen.append(float(found["images"]))
+            values.append(float(value))
+    return seen, values
 
 
 def _with_source(root: Root, rows: pa.Table, batch: str) -> pa.Table:

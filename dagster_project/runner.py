@@ -86,8 +86,12 @@ class Runner:
         for number, (step, partition) in enumerate(work, 1):
             if step.roles and self._is_held(partition):
                 continue
-            found = self.materialize(step, partition, f"[{number:>{len(str(len(work)))}}")
-            self._say(_finished(step, partition, found, number, len(work)))
+            done = self._materialize_unless_held(
+                step, partition, f"[{number:>{len(str(len(work)))}}"
+            )
+            if done is not None:
+                found = done
+                self._say(_finished(step, partition, found, number, len(work)))
         self._say(f"{len(work)} steps in {_duration(time.monotonic() - began)}")
         return found
 
@@ -102,10 +106,23 @@ class Runner:
         for stale in stale_work(self._root, self._request, until):
             if stale.step.roles and self._is_held(stale.partition):
                 continue
-            found = self.materialize(stale.step, stale.partition, "[ ")
-            done.append((stale.step, stale.partition, stale.why))
-            self._say(_line(stale.step, stale.partition, found))
+            found = self._materialize_unless_held(stale.step, stale.partition, "[ ")
+            if found is not None:
+                done.append((stale.step, stale.partition, stale.why))
+                self._say(_line(stale.step, stale.partition, found))
         return done
+
+    def _materialize_unless_held(
+        self, step: Step, partition: str | None, head: str
+    ) -> dict[str, Any] | None:
+        """Return the metadata; None if a check held the batch back, which others do not suffer."""
+        try:
+            return self.materialize(step, partition, head)
+        except ContractViolation as error:
+            if not (step.roles and self._is_held(partition)):
+                raise
+            self._say(f"{partition} is held back: {error}")
+            return None
 
     def materialize(self, step: Step, partition: str | None, head: str = "[ ") -> dict[str, Any]:
         """Materialize one partition of one step; return its metadata.

@@ -6,10 +6,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from dagster_project.defs.project import ROOT_VARIABLE
-from dagster_project.instance import home_of
+from dagster_project.defs.project import ROOT_VARIABLE, Project
+from dagster_project.instance import end_lost_runs, home_of, open_instance
 from schemas.errors import AmbientOmniError, BadInput
 from schemas.root import Root
 
@@ -17,41 +18,58 @@ HOST = "127.0.0.1"
 LOG = "ui.log"
 STOP_SECONDS = 20
 GROUP_SECONDS = 3
+_POLL_SECONDS = 0.2
 
 
 class PageNotServed(AmbientOmniError):
     """The web page ended by itself."""
 
 
-def serve(root_path: Path, port: int) -> int:
+def serve(root_path: Path, port: int, *, daemon: bool = True) -> int:
     """Serve until ctrl-C or SIGTERM; return 0 then.
+
+    Args:
+        root_path: the root's folder.
+        port: of the page.
+        daemon: also run what empties the queue and ticks sensors and schedules.
 
     Raises:
         BadInput: no root, or the port is taken.
-        PageNotServed: the server ended by itself; the message names its log.
+        PageNotServed: the server or the daemon ended by itself; the message names the log.
     """
     root = Root.open(root_path)
     _require_free(port)
-    home = home_of(root)
+    operations = Project(root_path=str(root.path)).operations
+    home = home_of(root, max_concurrent_runs=operations.max_concurrent_runs if daemon else None)
+    lost = end_lost_runs(open_instance(root))
+    commands = {"web page": command(port)} | ({"daemon": DAEMON} if daemon else {})
     with (home / LOG).open("ab") as log:
-        server = subprocess.Popen(
-            command(port),
-            env=environment(root, home),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            # A session of its own, with signals as a shell in front of a person has them: started
-            # from a script's background job the server would otherwise ignore SIGINT, and with it
-            # SIGTERM, in all of its processes.
-            start_new_session=True,
-            preexec_fn=_ordinary_signals,
-        )
+        servers = {
+            name: subprocess.Popen(
+                words,
+                env=environment(root, home),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # A session of its own, with signals as a shell in front of a person has them:
+                # started from a script's background job a server would otherwise ignore SIGINT,
+                # and with it SIGTERM, in all of its processes.
+                start_new_session=True,
+                preexec_fn=_ordinary_signals,
+            )
+            for name, words in commands.items()
+        }
+    if lost:
+        sys.stdout.write(f"{len(lost)} runs had lost their process; they are marked as failed\n")
     sys.stdout.write(f"http://{HOST}:{port}  (ctrl-C stops; log: {home / LOG})\n")
     sys.stdout.flush()
-    return _wait(server, home / LOG)
+    return _wait(servers, home / LOG)
+
+
+DAEMON = [sys.executable, "-m", "dagster._daemon", "run", "-m", "dagster_project.definitions"]
 
 
 def command(port: int) -> list[str]:
-    """Return the command line of the server."""
+    """Return the command line of the web page's server."""
     return [
         *(sys.executable, "-m", "dagster_webserver"),
         *("-m", "dagster_project.definitions"),
@@ -69,24 +87,36 @@ def environment(root: Root, home: Path) -> dict[str, str]:
     }
 
 
-def _wait(server: subprocess.Popen[bytes], log: Path) -> int:
+def _wait(servers: dict[str, subprocess.Popen[bytes]], log: Path) -> int:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     held = signal.signal(signal.SIGTERM, stop)
     try:
-        code = server.wait()
+        while all(server.poll() is None for server in servers.values()):
+            time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
-        server.terminate()
-        try:
-            server.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            server.kill()
-        _end_group(server.pid)
         return 0
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        _stop(list(servers.values()))
         signal.signal(signal.SIGTERM, held)
-    raise PageNotServed(f"the web page ended with code {code}; see the end of {log}")
+    name, code = next((n, s.returncode) for n, s in servers.items() if s.returncode is not None)
+    raise PageNotServed(f"the {name} ended with code {code}; see the end of {log}")
+
+
+def _stop(servers: Sequence[subprocess.Popen[bytes]]) -> None:
+    for server in servers:
+        if server.poll() is None:
+            server.terminate()
+    give_up = time.monotonic() + STOP_SECONDS
+    for server in servers:
+        try:
+            server.wait(max(0.1, give_up - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+        _end_group(server.pid)
 
 
 def _end_group(group: int) -> None:

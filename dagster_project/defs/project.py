@@ -48,6 +48,10 @@ class Project(dg.ConfigurableResource[None]):
         recipe = load_recipe(self.recipe_name).model_dump(mode="json")
         return request.model_copy(update={"recipe": recipe})
 
+    def with_recipe(self, name: str) -> "Project":
+        """Return the project under another recipe; under its own for an empty name."""
+        return Project(root_path=self.root_path, recipe_name=name) if name else self
+
     @property
     def recipe_values(self) -> dict[str, Any]:
         """The recipe's plain values, empty where nothing was asked for yet; cheap to read."""

@@ -6,7 +6,7 @@ from dagster_project.defs.materialize import Result, timed
 from dagster_project.defs.partitions import ARMS, all_of
 from dagster_project.defs.project import Project
 from dagster_project.describe import described, static_metadata
-from dagster_project.pictures import training_pictures
+from dagster_project.pictures import run_pictures
 
 
 @dg.asset(
@@ -42,6 +42,6 @@ def trained_models(context: dg.AssetExecutionContext, project: Project) -> Resul
         "folder": dg.MetadataValue.path(str(root.runs / run_id)),
         "seconds": round(seconds, 3),
         "line": f"run {run_id}, {seen:,} images seen",
-        **training_pictures(root, run_id),
+        **run_pictures(root, run_id),
     }
     return dg.MaterializeResult(metadata=metadata)
