@@ -50,6 +50,14 @@ class Condition:
             )
         return dataclasses.replace(self, **parts)
 
+    def take(self, places: Sequence[int]) -> Condition:
+        """Return the conditions at the places, which may repeat."""
+        parts = {
+            name: part[torch.tensor(places).to(part.device, non_blocking=True)]
+            for name, part in self._parts().items()
+        }
+        return dataclasses.replace(self, **parts)
+
     def and_then(self, other: Condition) -> Condition:
         """Return the conditions of these images, then of `other`'s."""
         others = other._parts()

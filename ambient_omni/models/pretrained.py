@@ -28,13 +28,15 @@ from ambient_omni.models.networks import LabelUNet, TextUNet
 from ambient_omni.models.preconditioning import SIGMA_DATA, Denoiser, Parameterisation
 from ambient_omni.models.pretrained_config import LoraConfig, PretrainedConfig
 from ambient_omni.models.text import CaptionConditioner
+from ambient_omni.models.two_encoders import TwoEncoderConditioner
 from ambient_omni.models.weighting import build_weighting
 from ambient_omni.noise.levels import BetaSchedule
 from schemas.errors import BadInput
 
 _MODEL_INDEX = "model_index.json"
 _UNCONDITIONAL = ("DDPMPipeline", "DDIMPipeline")
-_CAPTIONED = ("StableDiffusionPipeline",)
+_TWO_ENCODERS = "StableDiffusionXLPipeline"
+_CAPTIONED = ("StableDiffusionPipeline", _TWO_ENCODERS)
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
 
 
@@ -113,6 +115,7 @@ def load_pretrained(
     *,
     seed: int = 0,
     sigma_data: float | None = None,
+    resolution: int | None = None,
 ) -> Model:
     """Open a pipeline as a model to train, on the CPU in float32.
 
@@ -124,6 +127,7 @@ def load_pretrained(
         loss_weight: how much each level counts; the network's own plain error by default.
         seed: of the adapters' weights.
         sigma_data: standard deviation of the data, where the pipeline does not say it.
+        resolution: side of the images, pixels; none = what the pipeline was made for.
 
     Raises:
         BadInput: there is no such pipeline, it is of another kind, or cannot take adapters.
@@ -136,14 +140,12 @@ def load_pretrained(
     unet = _load_unet(config, settings)
     if config.lora is not None:
         add_adapters(unet, config.lora, seed)
-    conditioner: Conditioner | None = None
-    network: nn.Module = LabelUNet(unet)
-    if settings.condition.kind == "caption":
-        conditioner, network = CaptionConditioner.open(settings.condition), TextUNet(unet)
+    codec = None if settings.latents is None else _codec(settings.latents)
+    network: nn.Module = LabelUNet(unet) if codec is None else TextUNet(unet)
     return Model(
         denoiser=Denoiser(network, parameterisation).train(),
-        conditioner=conditioner,
-        codec=None if settings.latents is None else LatentCodec.open(settings.latents),
+        conditioner=_conditioner(config, settings, codec, resolution),
+        codec=codec,
         parameterisation=parameterisation,
         loss_weighting=build_weighting(loss_weight or LossWeightConfig(), parameterisation, seed),
     )
@@ -235,6 +237,32 @@ def _kind(config: PretrainedConfig, folder: Path) -> str:
         known = ", ".join((*_CAPTIONED, *_UNCONDITIONAL))
         raise BadInput(f"{config.path} is a {kind}; what can be fine-tuned is a {known}")
     return kind
+
+
+def _codec(config: LatentConfig) -> LatentCodec:
+    codec = LatentCodec.open(config)
+    if getattr(codec.vae.config, "latents_mean", None) is not None:
+        raise BadInput(
+            f"the VAE of {config.vae} scales each channel of its latents by itself (latents_mean): "
+            "levels cannot be measured in them; use a pipeline with one scaling_factor"
+        )
+    return codec
+
+
+def _conditioner(
+    config: PretrainedConfig,
+    settings: PretrainedSettings,
+    codec: LatentCodec | None,
+    resolution: int | None,
+) -> Conditioner | None:
+    if codec is None:
+        return None
+    if settings.pipeline != _TWO_ENCODERS:
+        return CaptionConditioner.open(settings.condition)
+    scale = 2 ** (len(codec.vae.config.block_out_channels) - 1)
+    return TwoEncoderConditioner.of_pipeline(
+        lambda part: _part(config, part), resolution or settings.x0_shape[1] * scale
+    )
 
 
 def _load_unet(config: PretrainedConfig, settings: PretrainedSettings) -> Any:

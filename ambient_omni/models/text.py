@@ -95,17 +95,17 @@ class CaptionConditioner(Conditioner):
         place = {text: number for number, text in enumerate(unique)}
         encoded = self._states(unique)
         if len(unique) < len(texts):
-            encoded = _take(encoded, [place[text] for text in texts])
+            encoded = encoded.take([place[text] for text in texts])
         return encoded if drop is None else encoded.where(drop, self.null(len(texts)))
 
     def null(self, count: int) -> Condition:
         """Return the states of the empty caption, `count` times."""
         if self._null is None:
             self._null = self._states([""])
-        return _take(self._null, [0] * count)
+        return self._null.take([0] * count)
 
-    @torch.no_grad()
-    def _states(self, texts: Sequence[str]) -> Condition:
+    def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return numbers and mask of the tokens, (B, T) both, on the encoder's device."""
         device = next(self.encoder.parameters()).device
         tokens = self.tokenizer(
             list(texts),
@@ -114,11 +114,15 @@ class CaptionConditioner(Conditioner):
             truncation=True,
             return_tensors="pt",
         )
-        ids = tokens.input_ids.to(device, non_blocking=True)
+        numbers = tokens.input_ids.to(device, non_blocking=True)
+        return numbers, tokens.attention_mask.to(device, non_blocking=True)
+
+    @torch.no_grad()
+    def _states(self, texts: Sequence[str]) -> Condition:
+        numbers, mask = self.tokens(texts)
         if not self.takes_mask:
-            return Condition(text=self.encoder(ids)[0])
-        mask = tokens.attention_mask.to(device, non_blocking=True)
-        return Condition(text=self.encoder(ids, attention_mask=mask)[0], text_mask=mask.bool())
+            return Condition(text=self.encoder(numbers)[0])
+        return Condition(text=self.encoder(numbers, attention_mask=mask)[0], text_mask=mask.bool())
 
 
 def _encoder_class(folder: Any) -> Any:
@@ -141,11 +145,3 @@ def _required(captions: Sequence[str | None] | None) -> list[str]:
             'for them (an empty one is ""), or leave their batch out'
         )
     return [text for text in captions if text is not None]
-
-
-def _take(condition: Condition, places: list[int]) -> Condition:
-    text = condition.text
-    assert text is not None
-    index = torch.tensor(places).to(text.device, non_blocking=True)
-    mask = condition.text_mask
-    return Condition(text=text[index], text_mask=None if mask is None else mask[index])

@@ -67,7 +67,11 @@ def new_model(config: TrainConfig, num_classes: int, sigma_data: float | None = 
     """
     if config.init_from is not None:
         return load_pretrained(
-            config.init_from, config.loss_weight, seed=config.seed, sigma_data=sigma_data
+            config.init_from,
+            config.loss_weight,
+            seed=config.seed,
+            sigma_data=sigma_data,
+            resolution=config.transform.resolution,
         )
     codec = None if config.latents is None else LatentCodec.open(config.latents)
     return build_model(

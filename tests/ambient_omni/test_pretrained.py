@@ -2,7 +2,13 @@ import json
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 
 from ambient_omni import rng
 from ambient_omni.generation.config import SampleConfig
@@ -17,7 +23,12 @@ from ambient_omni.models.pretrained import (
 )
 from ambient_omni.models.pretrained_config import LoraConfig, PretrainedConfig
 from schemas.errors import BadInput
-from tests.data.pipelines import save_ddpm, save_stable_diffusion, unit_noise
+from tests.data.pipelines import (
+    save_ddpm,
+    save_stable_diffusion,
+    save_stable_diffusion_xl,
+    unit_noise,
+)
 
 PROMPTS = ("a cat", "a dog")
 LATENT = (4, 8, 8)
@@ -136,6 +147,38 @@ def test_full_fine_tuning_saves_a_pipeline_that_plain_diffusers_loads(stable_dif
     plain, _ = plain_images(DiffusionPipeline.from_pretrained(tmp_path / "tuned"))
     assert (plain - base).abs().max() > 1e-3
     assert torch.allclose(our_images(model, levels), plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_stable_diffusion_xl_is_opened_and_tuned_too(tmp_path, guidance):
+    folder = save_stable_diffusion_xl(tmp_path / "xl")
+    base, levels = plain_images(StableDiffusionXLPipeline.from_pretrained(folder), guidance)
+    config = PretrainedConfig(path=str(folder), lora=LoraConfig(rank=2))
+    model = load_pretrained(config)
+    assert torch.allclose(our_images(model, levels, guidance), base, atol=1e-4)
+    train(model)
+    save_lora(model, tmp_path / "lora")
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
+    pipeline.load_lora_weights(tmp_path / "lora")
+    tuned, _ = plain_images(pipeline, guidance)
+    assert (tuned - base).abs().max() > 1e-2
+    assert torch.allclose(our_images(model, levels, guidance), tuned, atol=1e-4)
+
+
+def test_an_image_of_stable_diffusion_xl_is_told_its_size(tmp_path):
+    config = PretrainedConfig(path=str(save_stable_diffusion_xl(tmp_path)))
+    model = load_pretrained(config, resolution=32)
+    told = model.conditioner.encode(captions=["a cat", "a dog", "a cat"])
+    assert told.time_ids.tolist() == [[32, 32, 0, 0, 32, 32]] * 3
+    assert torch.equal(told.text[0], told.text[2])
+    dropped = model.conditioner.encode(
+        captions=["a cat", "a dog"], drop=torch.tensor([True, False])
+    )
+    assert not dropped.text[0].any()
+    assert not dropped.pooled[0].any()
+    assert torch.equal(dropped.pooled[1], told.pooled[1])
+    assert model.conditioner.width == told.text.shape[-1]
+    assert model.conditioner.fingerprint
 
 
 def test_text_encoder_and_vae_stay_frozen(stable_diffusion):

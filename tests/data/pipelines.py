@@ -8,12 +8,19 @@ from diffusers import (
     AutoencoderKL,
     DDPMPipeline,
     DDPMScheduler,
+    EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from ambient_omni import rng
 
@@ -36,8 +43,8 @@ def tokenizer(folder):
     )
 
 
-def text_encoder(vocabulary_size):
-    return CLIPTextModel(
+def text_encoder(vocabulary_size, kind=CLIPTextModel):
+    return kind(
         CLIPTextConfig(
             vocab_size=vocabulary_size,
             hidden_size=WIDTH,
@@ -45,6 +52,7 @@ def text_encoder(vocabulary_size):
             num_hidden_layers=2,
             num_attention_heads=2,
             max_position_embeddings=TOKENS,
+            projection_dim=WIDTH,
             bos_token_id=0,
             eos_token_id=1,
             pad_token_id=1,
@@ -65,7 +73,8 @@ def vae(**changes: Any):
     )
 
 
-def text_unet():
+def text_unet(**changes: Any):
+    settings = {"cross_attention_dim": WIDTH, **changes}
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
@@ -74,9 +83,9 @@ def text_unet():
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=WIDTH,
         attention_head_dim=2,
         norm_num_groups=4,
+        **settings,
     )
 
 
@@ -100,6 +109,31 @@ def save_stable_diffusion(folder, **scheduler: Any):
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
+        )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def save_stable_diffusion_xl(folder):
+    """Write a StableDiffusionXLPipeline of 16x16 pixels."""
+    tokens = tokenizer(folder / "made")
+    with rng.torch_seeded(0, "tiny-pipeline"):
+        pipeline = StableDiffusionXLPipeline(
+            vae=vae(),
+            text_encoder=text_encoder(len(tokens)),
+            text_encoder_2=text_encoder(len(tokens), CLIPTextModelWithProjection),
+            tokenizer=tokens,
+            tokenizer_2=tokens,
+            unet=text_unet(
+                cross_attention_dim=2 * WIDTH,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                # Six sizes and the summary.
+                projection_class_embeddings_input_dim=6 * 8 + WIDTH,
+            ),
+            scheduler=EulerDiscreteScheduler(
+                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+            ),
         )
     pipeline.save_pretrained(folder)
     return folder
