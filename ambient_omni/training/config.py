@@ -66,7 +66,9 @@ class PowerEmaConfig(Frozen):
         default=10_000, ge=1, description="Images between snapshots; all are kept."
     )
     snapshot_precision: Literal["float16", "float32"] = Field(
-        default="float16", description="How snapshots are stored; EDM2 stores float16."
+        default="float32",
+        description="How snapshots are stored. EDM2 stores float16, which halves them and keeps "
+        "three digits of a weight.",
     )
 
     @model_validator(mode="after")

@@ -276,5 +276,5 @@ def _rows(batch: Batch, start: int, stop: int) -> Batch:
     if start == 0 and stop >= len(batch):
         return batch
     parts = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    per_image = {n: v for n, v in parts.items() if isinstance(v, Tensor | tuple)}
+    per_image: dict[str, Any] = {n: v for n, v in parts.items() if isinstance(v, Tensor | tuple)}
     return replace(batch, **{name: value[start:stop] for name, value in per_image.items()})
