@@ -152,6 +152,7 @@ def _own_pipeline(
     network, form, conditioner = plain_network(model), model.parameterisation, model.conditioner
     captioned = conditioner if isinstance(conditioner, CaptionConditioner) else None
     null = len(names) if names else 0 if isinstance(model.denoiser.network, LabelDiT) else None
+    lowest, highest = level_range(SampleConfig(), form, prior)
     return ExportedPipeline(
         network=network,
         scheduler=scheduler,
@@ -163,7 +164,8 @@ def _own_pipeline(
         id2label=names,
         null_label=null,
         takes_mask=captioned is not None and captioned.takes_mask,
-        sigma_max=level_range(SampleConfig(), form, prior)[1],
+        sigma_min=lowest,
+        sigma_max=highest,
     )
 
 

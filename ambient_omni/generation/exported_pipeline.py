@@ -48,7 +48,8 @@ class ExportedPipeline(_Base):
         id2label: names of the class labels, by number as a string; empty without labels.
         null_label: the class of images about which nothing is said; None: the network takes none.
         takes_mask: tokens of padding are masked, in the text encoder and the network.
-        sigma_max: the highest level that was trained, where flow matching begins.
+        sigma_min: the lowest level that was trained, where flow matching stops.
+        sigma_max: the highest one, where it begins.
     """
 
     _optional_components = ["vae", "text_encoder", "tokenizer"]  # noqa: RUF012 (diffusers' own way)
@@ -66,6 +67,7 @@ class ExportedPipeline(_Base):
         id2label: dict[str, str] | None = None,
         null_label: int | None = None,
         takes_mask: bool = False,
+        sigma_min: float = 0.002,
         sigma_max: float = 80.0,
     ) -> None:
         super().__init__()
@@ -82,6 +84,7 @@ class ExportedPipeline(_Base):
             id2label=id2label or {},
             null_label=null_label,
             takes_mask=takes_mask,
+            sigma_min=sigma_min,
             sigma_max=sigma_max,
         )
 
@@ -151,9 +154,10 @@ class ExportedPipeline(_Base):
             scheduler.set_timesteps(num_steps, device=device, **schedule)
             started: Tensor = noise * scheduler.init_noise_sigma
             return started
-        highest = self.config.sigma_max / (1 + self.config.sigma_max)
-        # From the highest trained time, not from 1: there is no network that was trained at 1.
-        schedule.setdefault("sigmas", torch.linspace(highest, 1 / num_steps, num_steps).tolist())
+        # Between the trained times, not from 1: there is no network that was trained at 1.
+        low, high = (s / (1 + s) for s in (self.config.sigma_min, self.config.sigma_max))
+        times = torch.linspace(high, max(low, high / num_steps), num_steps)
+        schedule.setdefault("sigmas", times.tolist())
         scheduler.set_timesteps(device=device, **schedule)
         time = scheduler.sigmas[0]
         # Deviation of (1 - t) x_0 + t z for data of deviation 1.

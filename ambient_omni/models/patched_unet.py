@@ -58,7 +58,8 @@ class PixelBranch(nn.Module):
     def forward(self, scaled: Tensor, noise: Tensor) -> Tensor:
         """Return (B, C, H, W) of inputs (B, C, H, W) and ln σ / 4 (B,)."""
         waves = noise[:, None] * torch.arange(1, _NUM_WAVES + 1, device=noise.device)
-        steering = self.steer(torch.cat([waves.sin(), waves.cos()], dim=1))[:, :, None, None]
+        turned = torch.cat([waves.sin(), waves.cos()], dim=1).to(scaled.dtype)
+        steering = self.steer(turned)[:, :, None, None]
         gain, shift, next_gain, next_shift = steering.chunk(4, dim=1)
         hidden = silu(self.enter(scaled) * (1 + gain) + shift)
         hidden = silu(self.middle(hidden) * (1 + next_gain) + next_shift)

@@ -202,7 +202,8 @@ def test_sampling_begins_and_stops_where_the_prior_was_cut(plain, tmp_path):
     edm = json.loads((tmp_path / "edm" / "scheduler" / "scheduler_config.json").read_text())
     assert (edm["sigma_min"], edm["sigma_max"]) == (0.05, 20.0)
     export_pipeline(plain.models["dit-flow"], tmp_path / "flow", prior=prior)
-    assert json.loads((tmp_path / "flow" / "model_index.json").read_text())["sigma_max"] == 20.0
+    flow = json.loads((tmp_path / "flow" / "model_index.json").read_text())
+    assert (flow["sigma_min"], flow["sigma_max"]) == (0.05, 20.0)
 
 
 def test_code_that_an_export_carries_is_run_only_when_it_is_trusted(plain):
