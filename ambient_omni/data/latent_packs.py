@@ -17,7 +17,8 @@ from tqdm import tqdm
 from ambient_omni.config import Frozen
 from ambient_omni.data.config import LatentConfig
 from ambient_omni.data.latents import LatentCodec, latent_space
-from ambient_omni.data.packs import ChunkInfo, Moments, Pack, PackWriter, to_x0
+from ambient_omni.data.pack_writer import PackWriter
+from ambient_omni.data.packs import ChunkInfo, Moments, Pack, to_x0
 from ambient_omni.data.transforms import Transform
 from ambient_omni.progress import progress
 from schemas.errors import BadInput

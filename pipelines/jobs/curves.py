@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ambient_omni.classifier.annotators import Curves
 from ambient_omni.classifier.noise_classifier import NoiseClassifier, load, transform_of
-from ambient_omni.data.packs import Pack, PackMissing, PackSet, PackWriter, to_x0
+from ambient_omni.data.pack_writer import PackWriter
+from ambient_omni.data.packs import Pack, PackMissing, PackSet, to_x0
 from pipelines.batches import BatchFacts, ImageTask, image_tasks, open_batch, read_ids
 from pipelines.job import JobReport
 from pipelines.jobs.pack import pack_inputs

@@ -4,7 +4,8 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-from ambient_omni.data.packs import ChunkInfo, PackWriter
+from ambient_omni.data.pack_writer import PackWriter
+from ambient_omni.data.packs import ChunkInfo
 from ambient_omni.data.transforms import Transform
 from pipelines.batches import BatchFacts, ImageTask, image_tasks, open_batch, read_images
 from pipelines.job import JobReport

@@ -11,7 +11,7 @@ import pytest
 
 from ambient_omni import rng
 from ambient_omni.data.batches import BatchMaker
-from ambient_omni.data.packs import PackWriter
+from ambient_omni.data.pack_writer import PackWriter
 from ambient_omni.data.training_data import READ_TABLES, open_training_data
 from ambient_omni.data.transforms import Transform
 from ambient_omni.training.config import TrainConfig

@@ -13,7 +13,8 @@ from ambient_omni.classifier.noise_classifier import (
     train_classifier,
 )
 from ambient_omni.damage import damage
-from ambient_omni.data.packs import PackSet, PackWriter, to_x0
+from ambient_omni.data.pack_writer import PackWriter
+from ambient_omni.data.packs import PackSet, to_x0
 from ambient_omni.data.transforms import Transform
 from schemas.errors import BadInput, ClassifierRefused, NotEnoughReferences
 

@@ -11,7 +11,8 @@ from ambient_omni.data.annotations import NoiseSpaceMismatch, read_annotations
 from ambient_omni.data.config import LatentConfig
 from ambient_omni.data.latent_packs import EncodeLatentsJob, encode_batches
 from ambient_omni.data.latents import LatentCodec, latent_space
-from ambient_omni.data.packs import PackMissing, PackSet, PackWriter, to_x0
+from ambient_omni.data.pack_writer import PackWriter
+from ambient_omni.data.packs import PackMissing, PackSet, to_x0
 from ambient_omni.data.transforms import Transform
 from ambient_omni.hub import weights_sha256
 from schemas.errors import BadInput

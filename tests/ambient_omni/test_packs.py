@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ambient_omni import rng
-from ambient_omni.data.packs import Pack, PackMissing, PackSet, PackWriter, to_pixels, to_x0
+from ambient_omni.data.pack_writer import PackWriter
+from ambient_omni.data.packs import Pack, PackMissing, PackSet, to_pixels, to_x0
 from ambient_omni.data.transforms import Transform
 
 TRANSFORM = Transform(resolution=4)

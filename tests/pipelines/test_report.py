@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ambient_omni import rng
-from ambient_omni.data.packs import PackWriter
+from ambient_omni.data.pack_writer import PackWriter
 from ambient_omni.data.transforms import Transform
 from ambient_omni.evaluation import HeldOutLoss, keep_heldout
 from pipelines.report import ReportInputs, build_report
