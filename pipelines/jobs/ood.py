@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipelines.batches import BatchFacts, open_batch
 from pipelines.encoders import EncoderConfig
 from pipelines.job import JobReport
-from pipelines.ood import OodModel, fit, unit_length
+from pipelines.ood import unit_length
+from pipelines.ood_model import MEASURES, PERCENTILES, OodModel, fit_model
 from pipelines.slices import Target, Writers, run_slices
 from pipelines.spark import SparkSettings
 from schemas.errors import TableMissing
@@ -28,8 +29,12 @@ TABLE = "ood_scores"
 EMBEDDINGS = "embeddings"
 NO_EMBEDDING = "no_embedding"
 # Raise it whenever distances change.
-_CODE_VERSION = 1
+_CODE_VERSION = 2
 _ROWS_AT_ONCE = 4096
+
+_COLUMNS = (*MEASURES, *PERCENTILES)
+_FEW_REFERENCES = "too few references to hold some out"
+_FEW_BACKGROUND = "the background has too few vectors"
 
 
 class OodConfig(BaseModel):
@@ -42,12 +47,25 @@ class OodConfig(BaseModel):
     )
     max_components: int = Field(default=64, ge=1, description="principal components kept at most")
     num_neighbours: int = Field(default=5, ge=1, description="k of the neighbour distance")
+    background: tuple[str, ...] = Field(
+        default=(),
+        description="batches that the relative distance tells the set from; none: the batch that "
+        "is measured, so that relative distances of two batches cannot be compared",
+    )
+    max_background: int = Field(
+        default=4000, ge=100, description="vectors of the background at most, evenly spread"
+    )
 
     @property
     def scorer_version(self) -> str:
         """Name and hash of everything but the data."""
         facts = [_CODE_VERSION, self.encoder.encoder_version, self.max_components]
-        return f"ood-{canonical_hash([*facts, self.num_neighbours])}"
+        background = [sorted(self.background), self.max_background]
+        return f"ood-{canonical_hash([*facts, self.num_neighbours, background])}"
+
+    def background_of(self, batch: str) -> list[str]:
+        """Return the batches of the background when `batch` is measured."""
+        return sorted(self.background) or [batch]
 
 
 @dataclass(frozen=True)
@@ -111,7 +129,8 @@ def _target(
     members: NDArray[np.int64],
     config: OodConfig,
 ) -> Target:
-    batches = sorted({facts.batch, *_batches_of(root, members)})
+    background = config.background_of(facts.batch)
+    batches = sorted({facts.batch, *_batches_of(root, members), *background})
     inputs = {name: _embedded(root, name, config) for name in batches}
     return Target(
         TABLE,
@@ -159,7 +178,8 @@ def _run(
     tasks = [OodTask(file) for file in files]
     if len(without):
         tasks.append(OodTask(None, tuple(without.tolist())))
-    model_file = _store_model(root, _fit(root, members, config), target)
+    model = _fit(root, members, config, config.background_of(facts.batch))
+    model_file = _store_model(root, model, target)
     try:
         outcome = run_slices(
             root,
@@ -177,19 +197,40 @@ def _run(
     return outcome.written, len(without)
 
 
-def _fit(root: Root, members: NDArray[np.int64], config: OodConfig) -> OodModel:
-    where = {
-        "encoder_version": config.encoder.encoder_version,
-        "ingest_batch": _batches_of(root, members),
-        "sample_row": members.tolist(),
-    }
-    table = root.tables.open(EMBEDDINGS).read(["sample_row", "embedding"], where)
-    return fit(
-        unit_length(_matrix(table["embedding"].combine_chunks())),
-        table["sample_row"].to_numpy(),
+def _fit(
+    root: Root, members: NDArray[np.int64], config: OodConfig, background: list[str]
+) -> OodModel:
+    rows, vectors = _vectors(root, config, _batches_of(root, members), members)
+    spread = _spread_rows(root, config, background)
+    return fit_model(
+        vectors,
+        rows,
         max_components=config.max_components,
         num_neighbours=config.num_neighbours,
+        background_BD=_vectors(root, config, background, spread)[1],
     )
+
+
+def _spread_rows(root: Root, config: OodConfig, batches: list[str]) -> NDArray[np.int64]:
+    """Return sample rows of batches, at most as many as the background takes, evenly spread."""
+    where = {"encoder_version": config.encoder.encoder_version, "ingest_batch": batches}
+    found = root.tables.open(EMBEDDINGS).read(["sample_row"], where)["sample_row"].to_numpy()
+    places = np.linspace(0, len(found), config.max_background, endpoint=False).astype(np.int64)
+    spread: NDArray[np.int64] = found[np.unique(places)] if len(found) else found
+    return spread
+
+
+def _vectors(
+    root: Root, config: OodConfig, batches: list[str], sample_rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    where = {
+        "encoder_version": config.encoder.encoder_version,
+        "ingest_batch": batches,
+        "sample_row": sample_rows.tolist(),
+    }
+    table = root.tables.open(EMBEDDINGS).read(["sample_row", "embedding"], where)
+    vectors = _matrix(table["embedding"].combine_chunks())
+    return table["sample_row"].to_numpy(), unit_length(vectors)
 
 
 def _store_model(root: Root, model: OodModel, target: Target) -> Path:
@@ -216,17 +257,27 @@ def measure(
         return {}
     model = _load_model(model_file)
     for rows, vectors in _read_vectors(task.file, excluded):
-        writers[TABLE].write(
-            pa.table(
-                {
-                    "sample_row": rows,
-                    "mahalanobis": model.mahalanobis(vectors),
-                    "knn_distance": model.knn_distance(vectors, rows),
-                    "unscored_reason": pa.nulls(len(rows), pa.string()),
-                }
-            )
-        )
+        writers[TABLE].write(_distance_table(rows, model.measure(vectors, rows)))
     return {}
+
+
+def _distance_table(
+    sample_rows: NDArray[np.int64], found: Mapping[str, NDArray[np.float64]]
+) -> pa.Table:
+    columns = {
+        name: pa.array(found[name], pa.float64(), mask=np.isnan(found[name])) for name in _COLUMNS
+    }
+    # What a model cannot give it gives to no image.
+    missing = [name for name in _COLUMNS if columns[name].null_count]
+    said = (f"{name}: {_why_missing(name, missing)}" for name in missing)
+    reason = "; ".join(said) or None
+    reasons = pa.repeat(pa.scalar(reason, pa.string()), len(sample_rows))
+    return pa.table({"sample_row": sample_rows, **columns, "unscored_reason": reasons})
+
+
+def _why_missing(name: str, missing: Sequence[str]) -> str:
+    relative = name.startswith("relative") and "relative_mahalanobis" in missing
+    return _FEW_BACKGROUND if relative else _FEW_REFERENCES
 
 
 def _read_vectors(
@@ -251,8 +302,7 @@ def _without_vector(sample_rows: tuple[int, ...]) -> pa.Table:
     return pa.table(
         {
             "sample_row": pa.array(sample_rows, pa.int64()),
-            "mahalanobis": pa.nulls(count, pa.float64()),
-            "knn_distance": pa.nulls(count, pa.float64()),
+            **{name: pa.nulls(count, pa.float64()) for name in _COLUMNS},
             "unscored_reason": pa.array([NO_EMBEDDING] * count, pa.string()),
         }
     )

@@ -7,7 +7,8 @@ from pipelines.jobs import ood as ood_module
 from pipelines.jobs.ood import OodConfig, ood
 from pipelines.jobs.ood import measure as ood_module_measure
 from pipelines.jobs.score import ScoreConfig, score
-from pipelines.ood import OodModel, fit, shrunk_variances
+from pipelines.ood import fit, shrunk_variances
+from pipelines.ood_model import MEASURES, NUM_FOLDS, PERCENTILES, OodModel, deal_folds, fit_model
 from pipelines.spark import TasksFailed
 from schemas.errors import NotEnoughReferences, TableMissing
 from schemas.registry import contract
@@ -20,37 +21,45 @@ def normal(*shape, seed=0):
     return rng.normal(shape, seed, "test-ood").astype(np.float64)
 
 
+def gaussian(x_RD, max_components=64):
+    return fit(x_RD, max_components=max_components)
+
+
 def fitted(x_RD, **overrides):
     options = {"max_components": 64, "num_neighbours": 3} | overrides
-    return fit(x_RD, np.arange(len(x_RD)), **options)
+    return fit_model(x_RD, np.arange(len(x_RD)), **options)
+
+
+def knn(model, x_ND, rows_N):
+    return model.measure(x_ND, rows_N)["knn_distance"]
 
 
 def test_mahalanobis_of_a_gaussian_set_is_the_scaled_distance():
     scales = np.array([4.0, 2.0, 1.0])
-    model = fitted(5.0 + normal(20_000, 3) * scales)
+    model = gaussian(5.0 + normal(20_000, 3) * scales)
     query = 5.0 + np.array([[4.0, 0, 0], [0, 4.0, 0], [0, 0, 4.0], [0, 0, 0]])
-    assert model.mahalanobis(query) == pytest.approx([1, 2, 4, 0], rel=0.03, abs=0.03)
+    assert model.distance(query) == pytest.approx([1, 2, 4, 0], rel=0.03, abs=0.03)
 
 
 def test_mahalanobis_of_the_references_has_mean_square_of_the_kept_components():
-    model = fitted(normal(5000, 6))
-    found = model.mahalanobis(normal(5000, 6, seed=1)) ** 2
+    model = gaussian(normal(5000, 6))
+    found = model.distance(normal(5000, 6, seed=1)) ** 2
     # A chi-square variable of K degrees of freedom has mean K.
     assert found.mean() == pytest.approx(6, rel=0.05)
 
 
 def test_what_the_references_never_do_counts_with_the_variance_left_over():
     x = normal(4000, 6) * np.array([9, 9, 9, 0.5, 0.5, 0.5])
-    model = fitted(x, max_components=3)
+    model = gaussian(x, max_components=3)
     assert model.residual_variance == pytest.approx(0.25, rel=0.1)
-    assert model.mahalanobis(np.array([[0, 0, 0, 0, 0, 2.0]])) == pytest.approx([4], rel=0.1)
+    assert model.distance(np.array([[0, 0, 0, 0, 0, 2.0]])) == pytest.approx([4], rel=0.1)
 
 
 def test_few_references_in_many_dimensions_give_finite_distances_that_rank_the_far_one_last():
-    model = fitted(normal(40, 1280), num_neighbours=5)
+    model = gaussian(normal(40, 1280))
     assert len(model.variances_K) == 10
     near, far = normal(1, 1280, seed=2), 10 * normal(1, 1280, seed=3)
-    distances = model.mahalanobis(np.concatenate([near, far]))
+    distances = model.distance(np.concatenate([near, far]))
     assert np.isfinite(distances).all()
     assert distances[1] > distances[0]
 
@@ -68,48 +77,129 @@ def test_shrinkage_keeps_the_total_variance():
     assert shrunk_variances(y).sum() == pytest.approx((y**2).mean(axis=0).sum())
 
 
+def test_many_vectors_and_few_are_decomposed_to_the_same_gaussian():
+    x = normal(40, 39) * np.linspace(5, 0.1, 39)
+    # One row more than columns, and one less.
+    of_many, of_few = gaussian(x), gaussian(np.pad(x, ((0, 0), (0, 2))))
+    assert of_many.variances_K == pytest.approx(of_few.variances_K)
+    queries = normal(5, 39, seed=3)
+    inside = [
+        ((q - g.mean_D) @ g.components_KD.T) ** 2
+        for g, q in ((of_many, queries), (of_few, np.pad(queries, ((0, 0), (0, 2)))))
+    ]
+    assert inside[0] == pytest.approx(inside[1])
+
+
 def test_knn_is_the_mean_distance_to_the_k_nearest_directions():
     angles = np.deg2rad([0, 10, 20, 90, 180, 200, 270, 300])
     references = np.stack([np.cos(angles), np.sin(angles)], axis=1) * 7.0
     model = fitted(references, num_neighbours=2)
     query = np.array([[2.0, 0.0]])
     chord = 2 * np.sin(np.deg2rad([0, 10]) / 2)
-    found = model.knn_distance(query, np.array([99]))
-    assert found == pytest.approx(chord.mean(), abs=1e-3)
+    assert knn(model, query, np.array([99])) == pytest.approx(chord.mean(), abs=1e-3)
 
 
 def test_a_reference_is_not_its_own_neighbour():
     x = normal(12, 5)
     rows = np.arange(12) * 3
-    model = fit(x, rows, max_components=3, num_neighbours=1)
-    as_stranger = model.knn_distance(x, rows + 1)
-    as_member = model.knn_distance(x, rows)
+    model = fit_model(x, rows, max_components=3, num_neighbours=1)
     # The root of a float32 rounding error.
-    assert as_stranger == pytest.approx(np.zeros(12), abs=1e-3)
-    assert (as_member > 0.05).all()
+    assert knn(model, x, rows + 1) == pytest.approx(np.zeros(12), abs=1e-3)
+    assert (knn(model, x, rows) > 0.05).all()
+
+
+def test_a_reference_is_measured_by_what_was_fitted_without_it():
+    x, rows = normal(200, 4), np.arange(200)
+    x[7] = 30.0
+    model = fit_model(x, rows, max_components=4, num_neighbours=3)
+    others = fit(x[model.folds_R != model.folds_R[7]], max_components=1)
+    found = model.measure(x[7:8], rows[7:8])
+    assert model.measure(x[7:8], rows[7:8] + 1000)["mahalanobis"] < found["mahalanobis"]
+    assert others.distance(x[7:8]) > 0
+    assert found["mahalanobis_percentile"] == pytest.approx(199.5 / 200)
+
+
+def test_relative_distance_is_the_difference_of_two_gaussians_squared_distances():
+    # Both vary in the second direction alike: what is unusual there cancels.
+    references = normal(40_000, 2) * np.array([1.0, 3.0])
+    background = normal(40_000, 2, seed=1) * np.array([4.0, 3.0])
+    model = fitted(references, background_BD=background)
+    queries = np.array([[0.0, 6.0], [2.0, 0.0], [4.0, 6.0]])
+    found = model.measure(queries, np.array([-1, -2, -3]))
+    assert found["mahalanobis"] ** 2 == pytest.approx([4, 4, 20], rel=0.05)
+    expected = [0, 4 - 4 / 16, 16 - 1]
+    assert found["relative_mahalanobis"] == pytest.approx(expected, rel=0.05, abs=0.1)
+
+
+@pytest.mark.parametrize("count", [20, 60, 400])
+def test_percentiles_of_fresh_queries_from_the_sets_own_distribution_are_uniform(count):
+    pooled = {name: [] for name in PERCENTILES}
+    for seed in range(max(6, 1200 // count)):
+        draws = normal(count + 100, 12, seed=10 + seed) * np.linspace(3, 0.3, 12)
+        model = fitted(draws[:count], background_BD=normal(50, 12, seed=7))
+        found = model.measure(draws[count:], np.arange(100) + 10_000)
+        for name in PERCENTILES:
+            pooled[name] += found[name].tolist()
+    for name, values in pooled.items():
+        shares = np.quantile(values, [0.1, 0.25, 0.5, 0.75, 0.9])
+        assert shares == pytest.approx([0.1, 0.25, 0.5, 0.75, 0.9], abs=0.09), name
+
+
+def test_percentiles_of_members_are_spread_evenly_and_of_strangers_are_at_the_end():
+    x, rows = normal(100, 6), np.arange(100)
+    model = fitted(x, background_BD=normal(100, 6, seed=1))
+    members, strangers = model.measure(x, rows), model.measure(x + 20, rows + 1000)
+    for name in PERCENTILES:
+        assert np.sort(members[name]) == pytest.approx((np.arange(100) + 0.5) / 100)
+    assert strangers["mahalanobis_percentile"].min() > 0.99
+    # Cosines know no length: the neighbours are nearer than the distance tells.
+    assert strangers["knn_percentile"].min() > 0.5
+
+
+def test_folds_are_of_equal_size_and_belong_to_the_rows():
+    rows = np.arange(103) * 7
+    folds = deal_folds(rows)
+    assert sorted(np.bincount(folds)) == [20, 20, 21, 21, 21]
+    order = rng.generator(0, "test-folds").permutation(103)
+    assert np.array_equal(deal_folds(rows[order]), folds[order])
+    assert len(np.bincount(folds)) == NUM_FOLDS
+
+
+def test_too_few_references_to_hold_some_out_give_distances_without_percentiles():
+    found = fitted(normal(8, 4)).measure(normal(3, 4, seed=1), np.array([50, 51, 52]))
+    assert all(np.isnan(found[name]).all() for name in PERCENTILES)
+    assert np.isfinite(found["mahalanobis"]).all()
+    assert np.isnan(found["relative_mahalanobis"]).all()
 
 
 def test_queries_in_any_number_and_order_get_the_same_distances():
-    model, queries = fitted(normal(30, 16)), normal(3000, 16, seed=4)
-    rows = np.arange(3000) + 100
-    whole = model.knn_distance(queries, rows)
+    model = fitted(normal(30, 16), background_BD=normal(90, 16, seed=8))
+    queries, rows = normal(3000, 16, seed=4), np.arange(3000) + 100
+    whole = model.measure(queries, rows)
     order = rng.generator(0, "test-order").permutation(3000)
-    assert model.knn_distance(queries[order], rows[order]) == pytest.approx(whole[order], rel=1e-5)
+    shuffled = model.measure(queries[order], rows[order])
+    for name in MEASURES:
+        assert shuffled[name] == pytest.approx(whole[name][order], rel=1e-5), name
+    assert model.measure(queries[:0], rows[:0])["mahalanobis"].shape == (0,)
 
 
 def test_identical_references_and_a_zero_vector_stay_finite():
-    model = fitted(np.ones((10, 4)))
+    model = fitted(np.ones((12, 4)), background_BD=np.zeros((8, 4)))
     queries = np.array([[0.0, 0, 0, 0], [1, 1, 1, 1], [5, -5, 1, 2]])
-    assert np.isfinite(model.mahalanobis(queries)).all()
-    assert np.isfinite(model.knn_distance(queries, np.array([50, 51, 52]))).all()
+    for values in model.measure(queries, np.array([50, 51, 52])).values():
+        assert np.isfinite(values).all()
 
 
-def test_the_model_survives_its_way_through_a_file(tmp_path):
-    model, queries = fitted(normal(30, 8)), normal(5, 8, seed=6)
+@pytest.mark.parametrize("background", [None, normal(9, 8, seed=2)])
+@pytest.mark.parametrize("count", [8, 30])
+def test_the_model_survives_its_way_through_a_file(tmp_path, background, count):
+    model, queries = fitted(normal(count, 8), background_BD=background), normal(5, 8, seed=6)
     np.savez(tmp_path / "m.npz", **model.arrays())
     with np.load(tmp_path / "m.npz") as arrays:
         again = OodModel.from_arrays(arrays)
-    assert np.array_equal(again.mahalanobis(queries), model.mahalanobis(queries))
+    rows = np.arange(5)
+    for name, values in model.measure(queries, rows).items():
+        assert np.array_equal(again.measure(queries, rows)[name], values, equal_nan=True)
 
 
 def test_too_few_references_are_refused_with_a_number():
@@ -148,6 +238,10 @@ def test_foreign_images_lie_further_than_their_neighbours_and_twice_equals_once(
     for column in ("mahalanobis", "knn_distance"):
         found = before[column].to_numpy()
         assert found[:4].max() < found[4:].min(), column
+    for column in ("mahalanobis_percentile", "knn_percentile"):
+        found = before[column].to_numpy()
+        assert (found[4:] > 0.9).all(), column
+        assert ((found > 0) & (found < 1)).all(), column
     second = ood(scored, "pool", "trusted", CONFIG)
     assert (second.written, second.unchanged) == (0, 8)
     assert second.versions == first.versions
@@ -209,6 +303,34 @@ def test_a_sample_without_a_vector_has_a_row_with_a_reason(spark, root, make_bat
     rows = distances(root, "pool").to_pylist()
     assert len(rows) == 3
     assert (rows[2]["mahalanobis"], rows[2]["unscored_reason"]) == (None, "no_embedding")
+    few = "the background has too few vectors"
+    assert rows[0]["unscored_reason"] == (
+        f"relative_mahalanobis: {few}; relative_mahalanobis_percentile: {few}"
+    )
+
+
+def test_a_background_of_named_batches_makes_relative_distances_of_two_batches_comparable(
+    scored, make_batch, images
+):
+    config = OodConfig(
+        encoder=ENCODER, num_neighbours=3, background=("pool", "ref"), max_background=100
+    )
+    make_batch(scored, "again", images(4, seed=5))
+    score(scored, "again", ScoreConfig(encoder=ENCODER))
+    for batch in ("pool", "again"):
+        ood(scored, batch, "trusted", config)
+    pool, again = (
+        distances(scored, b)["relative_mahalanobis"].to_numpy() for b in ("pool", "again")
+    )
+    assert pool[:4] == pytest.approx(again, rel=1e-4)
+    assert pool[4:].min() > pool[:4].max()
+    assert CONFIG.scorer_version != config.scorer_version
+
+
+def test_the_set_itself_can_be_measured(scored):
+    ood(scored, "ref", "trusted", CONFIG)
+    found = distances(scored, "ref")["mahalanobis_percentile"].to_numpy()
+    assert np.sort(found) == pytest.approx((np.arange(12) + 0.5) / 12)
 
 
 def test_what_is_missing_is_named(root, make_batch, images):
