@@ -113,8 +113,8 @@ def write_card(card: Card, folder: Path, trained: TrainedModel, opening: str) ->
     """
     draw_histograms(
         [
-            ("samples per sigma_min, by the lower end", card.samples_per_sigma_min, _BLUE),
-            ("draws per sigma, by the lower end", card.draws_per_band, _ORANGE),
+            ("samples per sigma_min, by the upper end", card.samples_per_sigma_min, _BLUE),
+            ("draws per sigma, by the upper end", card.draws_per_band, _ORANGE),
         ],
         folder / HISTOGRAM_FILE,
     )
@@ -258,4 +258,4 @@ def _draw_panel(
         middle = left + step / 2
         draw.text((middle, ground - height - 2), f"{count:,}", "black", small, anchor="mb")
         # The whole of "0.0156..0.0312" is wider than a bar.
-        draw.text((middle, ground + 4), name.split("..")[0], "black", small, anchor="mt")
+        draw.text((middle, ground + 4), name.split("..")[-1], "black", small, anchor="mt")
