@@ -54,10 +54,17 @@ class Prior:
 class Bisection:
     """Asks two noisings at a time at each image's own level."""
 
-    def __init__(self, classifier: Oracle, config: SequentialConfig, seed: int) -> None:
+    def __init__(
+        self,
+        classifier: Oracle,
+        config: SequentialConfig,
+        seed: int,
+        *,
+        prior: Prior | None = None,
+    ) -> None:
         self._classifier, self._config, self._seed = classifier, config, seed
         self._t = -float(np.log(config.tau / (1 - config.tau)))
-        self._prior: Prior | None = None
+        self._prior = prior
 
     def learn_prior(self, x0_NCHW: Images, sample_ids: Sequence[str]) -> Prior:
         """Grade pilot images on a full grid and keep what they teach."""

@@ -11,6 +11,8 @@ from pydantic import Field, model_validator
 from ambient_omni.config import Frozen
 from ambient_omni.data.transforms import Transform
 
+Question = Literal["reference_against_pool", "clean_against_damage", "domain_against_foreign"]
+
 
 class ClassifierNetworkConfig(Frozen):
     """Size of the network; see `classifier.network.NoiseClassifierNetwork`."""
@@ -30,6 +32,11 @@ class ControlConfig(Frozen):
         default={"gaussian_blur": 1.5, "jpeg": 85.0, "sensor_noise": 32.0},
         min_length=1,
         description="Kinds of damage planted in validation references, with their severity.",
+    )
+    worst: dict[str, float] = Field(
+        default={"gaussian_blur": 3.0, "sensor_noise": 70.0},
+        min_length=1,
+        description="Heavy damage: what even this does not show is no matter of quality.",
     )
     level_fraction: float = Field(
         default=0.3, gt=0, le=1, description="Share of the levels, from the lowest, it looks at."
@@ -127,6 +134,8 @@ class HeadConfig(Frozen):
     check_fraction: float = Field(
         default=0.25, gt=0, lt=1, description="Share of the groups that only check the head."
     )
+    max_images: int = Field(default=8_192, ge=16, description="Pool images a fold learns from.")
+    min_check_images: int = Field(default=16, ge=1)
     max_check_images: int = Field(default=64, ge=8)
     check: ExhaustiveConfig = ExhaustiveConfig(num_levels=256, num_noises=4, num_bins=64)
     max_median_octaves: float = Field(
@@ -186,4 +195,10 @@ class TrainClassifierJob(Frozen):
     classifier: ClassifierConfig = ClassifierConfig()
     pool_batches: tuple[str, ...] = Field(min_length=1, description="Ingest batches of the pool.")
     reference_set: str = Field(default="trusted", description="The positives.")
+    question: Question = Field(
+        default="reference_against_pool",
+        description="reference_against_pool: nothing is known of the pool; clean_against_damage: "
+        "the pool is known to be bad; domain_against_foreign: the pool is another domain, and "
+        "damage is not the matter.",
+    )
     transform: Transform = Transform()

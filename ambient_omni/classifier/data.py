@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ambient_omni.classifier.config import ClassifierConfig
+from ambient_omni.classifier.config import ClassifierConfig, Question
 from ambient_omni.classifier.groups import groups_of, named
 from ambient_omni.data.packs import PackSet
 from ambient_omni.data.transforms import Transform
@@ -146,11 +146,14 @@ class ClassifierData:
         found._require_enough(reference_set, pool_batches)
         return found
 
-    def classifier_id(self, config: ClassifierConfig, transform: Transform) -> str:
+    def classifier_id(
+        self, config: ClassifierConfig, transform: Transform, question: Question
+    ) -> str:
         """Return the name of the classifier that these images, pixels and settings make."""
         return canonical_hash(
             {
                 "config": config.model_dump(mode="json"),
+                "question": question,
                 "transform": transform.transform_id,
                 "trusted": canonical_hash(sorted(self.trusted.sample_ids)),
                 "validation": canonical_hash(sorted(self.validation.sample_ids)),

@@ -51,6 +51,7 @@ class HeadNetwork(nn.Module):
 
     def __init__(self, config: HeadConfig, channels: int = 3) -> None:
         super().__init__()
+        self.num_channels = channels
         self.power = CosinePower(channels)
         self.patches = PatchFeatures(config.patch, config.widths, dropout=0.0, channels=channels)
         num_power = sum(channels * side**2 for side, _ in COSINE_WINDOWS)
@@ -66,9 +67,10 @@ class HeadNetwork(nn.Module):
         # The level that the patch features are told of is a formality: the image is clean.
         clean_BF = torch.cat([peak_BF, self.patches(x0_BCHW, sigma_BL.new_full((1,), 0.01))], 1)
         clean_BF = self.clean_scale(clean_BF)
-        noised_BLF = (1 + power_BF[:, None] / sigma_BL[..., None] ** 2).log().flatten(0, 1)
-        noised_BLF = self.power_scale(noised_BLF)
         num_levels = sigma_BL.shape[1]
+        noised_BLF = (power_BF[:, None] + sigma_BL[..., None] ** 2).flatten(0, 1)
+        noised_BLF = self.power.excess(noised_BLF, sigma_BL.flatten(), x0_BCHW.shape[2:])
+        noised_BLF = self.power_scale(noised_BLF)
         features = torch.cat([noised_BLF, clean_BF.repeat_interleave(num_levels, 0)], 1)
         logits: Tensor = self.read(features, sigma_BL.flatten()).view(-1, num_levels)
         return logits

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +53,8 @@ class NoiseClassifierNetwork(nn.Module):
         power_BF, magnitude_BF = self.power(x_BCHW)
         # E|c|^2 / E c^2: 2/pi for Gaussian coefficients, less where a few stand out.
         peak_BF = (magnitude_BF.square() / (power_BF + 1e-6)).log()
-        power_BF = (power_BF / sigma_B[:, None] ** 2 + 1e-3).log()
-        fixed_BF = self.power_scale(torch.cat([power_BF, peak_BF], 1))
+        excess_BF = self.power.excess(power_BF, sigma_B, x_BCHW.shape[2:])
+        fixed_BF = self.power_scale(torch.cat([excess_BF, peak_BF], 1))
         learned_BF = self.learned_scale(self.patches(x_BCHW, sigma_B))
         logits: Tensor = self.read(torch.cat([fixed_BF, learned_BF], 1), sigma_B)
         return logits
@@ -64,6 +65,7 @@ class CosinePower(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self._channels = channels
         mix = _decorrelation(channels)
         for number, (side, _) in enumerate(COSINE_WINDOWS):
             self.register_buffer(f"cosines_{number}", _cosine_filters(side, mix), persistent=False)
@@ -77,6 +79,29 @@ class CosinePower(nn.Module):
             powers.append(found.square().mean((2, 3)))
             magnitudes.append(found.abs().mean((2, 3)))
         return torch.cat(powers, 1), torch.cat(magnitudes, 1)
+
+    def excess(self, power_BF: Tensor, sigma_B: Tensor, size: Sequence[int]) -> Tensor:
+        """Return how far powers are above that of the noise, in units of what noise varies by.
+
+        The mean of n squared coefficients of white noise of level sigma is sigma^2, with relative
+        standard deviation sqrt(2 / n). The result is asinh of the excess in that unit: linear for
+        what the noise nearly hides, as nearly everything is at high levels, logarithmic above.
+
+        Args:
+            power_BF: mean powers.
+            sigma_B: the level.
+            size: height and width of the images.
+        """
+        spread_F = power_BF.new_tensor(
+            [
+                value
+                for side, stride in COSINE_WINDOWS
+                for value in [math.sqrt(2 / _num_positions(size, side, stride))]
+                * (self._channels * side**2)
+            ]
+        )
+        result: Tensor = ((power_BF / sigma_B[:, None] ** 2 - 1) / spread_F).asinh()
+        return result
 
 
 class PatchFeatures(nn.Module):
@@ -164,6 +189,10 @@ class _Conditioned(nn.Module):
         scale, shift = self.modulate(level_BE).chunk(2, 1)
         h: Tensor = self.dropout(nnf.silu(self.linear(x_BF) * (1 + scale) + shift))
         return h
+
+
+def _num_positions(size: Sequence[int], side: int, stride: int) -> int:
+    return math.prod((length - side) // stride + 1 for length in size)
 
 
 def _level_embedding() -> nn.Sequential:

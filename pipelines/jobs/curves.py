@@ -1,5 +1,12 @@
-"""Ask a noise classifier about every image of a batch, at each of its levels."""
+"""Ask a noise classifier about every image of a batch: curves over its levels.
 
+Executors load the classifier once a process, on a GPU where the cluster offers one, and grade in
+chunks bounded by bytes. What a task has graded stands in a file of the classifier's folder until
+the batch is committed, so that a job that was stopped goes on with what is missing.
+"""
+
+import os
+import shutil
 import time
 from functools import lru_cache, partial
 from pathlib import Path
@@ -8,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ambient_omni.classifier.annotators import Curves
+from ambient_omni.classifier.annotators import Annotator, Curves
+from ambient_omni.classifier.config import AnnotatorConfig, GridConfig
 from ambient_omni.classifier.noise_classifier import NoiseClassifier, load, transform_of
+from ambient_omni.classifier.prepared import annotator_for, prepare
 from ambient_omni.data.pack_writer import PackWriter
 from ambient_omni.data.packs import Pack, PackMissing, PackSet, to_x0
 from pipelines.batches import BatchFacts, ImageTask, image_tasks, open_batch, read_ids
@@ -18,7 +27,9 @@ from pipelines.jobs.pack import pack_inputs
 from pipelines.measures import curves_slice
 from pipelines.slices import Target, Writers, run_slices
 from pipelines.spark import SparkSettings
+from schemas.registry import contract
 from schemas.root import Root
+from schemas.tables import fingerprint_of
 
 JOB = "curves"
 TABLE = "noise_curves"
@@ -30,10 +41,20 @@ def curves(
     batch: str,
     classifier_id: str,
     *,
+    annotator: AnnotatorConfig | None = None,
     settings: SparkSettings | None = None,
     dry_run: bool = False,
 ) -> JobReport:
     """Write `noise_curves` of a batch: logits and their standard errors at the classifier's levels.
+
+    Args:
+        root: where everything is.
+        batch: whose images.
+        classifier_id: who grades.
+        annotator: how it is asked; the classifier's own grid by default. A head or a bisection is
+            prepared first where that was not done (`classifier.prepared`).
+        settings: how to reach Spark.
+        dry_run: only say what would be done.
 
     Raises:
         TableMissing: the batch was never ingested.
@@ -45,11 +66,13 @@ def curves(
     began = time.monotonic()
     with root.lock(f"{JOB}-{classifier_id}", batch):
         facts = open_batch(root, batch)
-        target = Target(TABLE, curves_slice(classifier_id, batch), facts.inputs)
+        # The default says nothing, so that slices from before there was a choice stay current.
+        how = {} if annotator is None else {"annotator": annotator.model_dump(mode="json")}
+        target = Target(TABLE, curves_slice(classifier_id, batch), facts.inputs | how)
         current = target.is_current(root)
         written = 0
         if not current and not dry_run:
-            written = _run(root, facts, target, classifier_id, settings)
+            written = _run(root, facts, target, classifier_id, annotator, settings)
     return JobReport(
         JOB,
         batch,
@@ -66,6 +89,7 @@ def _run(
     facts: BatchFacts,
     target: Target,
     classifier_id: str,
+    annotator: AnnotatorConfig | None,
     settings: SparkSettings | None,
 ) -> int:
     transform = transform_of(root, classifier_id)
@@ -75,52 +99,104 @@ def _run(
             f"batch {facts.batch!r} has no current pack for {transform.noise_space}; "
             f"build it with `python -m pipelines pack --batch {facts.batch}`"
         )
+    if annotator is not None:
+        prepare(root, classifier_id, annotator)
     tasks = image_tasks(root, facts)
+    folder = root.classifiers / classifier_id / f"parts-{facts.batch}"
+    parts = folder / fingerprint_of(target.inputs)
     outcome = run_slices(
         root,
         [target],
         tasks,
-        partial(measure, classifier_id=classifier_id, transform_id=transform.transform_id),
+        partial(
+            measure,
+            classifier_id=classifier_id,
+            transform_id=transform.transform_id,
+            annotator=annotator,
+            parts=parts,
+        ),
         job=JOB,
         batch=facts.batch,
         weights=[task.num_images for task in tasks],
         versions={"samples": facts.version},
         settings=settings,
     )
+    shutil.rmtree(folder, ignore_errors=True)
     return outcome.written
 
 
 def measure(
-    task: ImageTask, writers: Writers, *, classifier_id: str, transform_id: str
+    task: ImageTask,
+    writers: Writers,
+    *,
+    classifier_id: str,
+    transform_id: str,
+    annotator: AnnotatorConfig | None,
+    parts: Path,
 ) -> dict[str, int]:
     """Write the curves of a task's images; runs in an executor."""
-    classifier = _load_once(task.root, classifier_id)
+    part = parts / f"{task.first_row}-{task.last_row}-{task.exclusions_version}.arrow"
+    if part.exists():
+        with pa.memory_map(str(part)) as file:
+            writers[TABLE].write(pa.ipc.open_file(file).read_all())
+        return {"resumed": task.num_images}
+    classifier, asked = _load_once(task.root, classifier_id, annotator)
     pack = Pack.open(Root(task.root).packs, transform_id, task.batch)
     sample_rows, sample_ids = read_ids(task)
     places = PackSet([pack]).index_of(sample_rows)
     step = max(1, _MAX_CHUNK_BYTES // (4 * int(np.prod(pack.shape))))
+    tables = []
     for start in range(0, len(places), step):
-        part = slice(start, start + step)
-        folds = classifier.folds_of(sample_ids[part])
-        found = classifier.curves(to_x0(pack.take(places[part])), sample_ids[part], folds)
-        writers[TABLE].write(_table(sample_rows[part], folds, found))
-    return {}
+        some = slice(start, start + step)
+        found = asked.curves(to_x0(pack.take(places[some])), sample_ids[some])
+        folds = classifier.folds_of(sample_ids[some])
+        tables.append(_table(sample_rows[some], folds, found.at(classifier.sigmas)))
+    table = pa.concat_tables(tables)
+    writers[TABLE].write(table)
+    _keep(table, part)
+    return {"resumed": 0}
+
+
+def _keep(table: pa.Table, part: Path) -> None:
+    """Write a part under its name only when it is complete."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    aside = part.with_name(f".{part.name}.{os.getpid()}")
+    with pa.ipc.new_file(str(aside), table.schema) as writer:
+        writer.write_table(table)
+    aside.replace(part)
 
 
 @lru_cache(maxsize=1)
-def _load_once(root: Path, classifier_id: str) -> NoiseClassifier:
-    return load(Root(root), classifier_id)
+def _load_once(
+    root: Path, classifier_id: str, annotator: AnnotatorConfig | None
+) -> tuple[NoiseClassifier, Annotator]:
+    classifier = load(Root(root), classifier_id).to(_device())
+    config = annotator or GridConfig(num_noises=classifier.config.num_noises)
+    return classifier, annotator_for(Root(root), classifier, config)
+
+
+def _device() -> str:
+    """Return the GPU that Spark gave this task, any GPU in local mode, or the CPU."""
+    import torch
+    from pyspark import TaskContext
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    context = TaskContext.get()
+    offered = context.resources().get("gpu") if context else None
+    return f"cuda:{offered.addresses[0]}" if offered else "cuda"
 
 
 def _table(sample_rows: NDArray[np.int64], folds: NDArray[np.integer], found: Curves) -> pa.Table:
-    return pa.table(
-        {
-            "sample_row": sample_rows,
-            "fold": pa.array(folds, pa.int32()),
-            "logits": _lists(found.logits),
-            "logit_standard_error": _lists(found.logit_standard_error),
-        }
-    )
+    columns = {
+        "sample_row": pa.array(sample_rows),
+        "fold": pa.array(folds, pa.int32()),
+        "logits": _lists(found.logits),
+        "logit_standard_error": _lists(found.logit_standard_error),
+        "evaluations": pa.array(found.evaluations, pa.int32()),
+    }
+    known = contract(TABLE).names
+    return pa.table({name: column for name, column in columns.items() if name in known})
 
 
 def _lists(values_NL: NDArray[np.float32]) -> pa.ListArray:

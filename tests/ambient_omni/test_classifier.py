@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from ambient_omni import rng
+from ambient_omni.classifier.annotators import Grid, Reading, annotate
+from ambient_omni.classifier.config import GridConfig
 from ambient_omni.classifier.noise_classifier import (
     ClassifierConfig,
     classifier_id_for,
@@ -145,7 +147,7 @@ def test_training_twice_changes_nothing_and_trains_nothing(trained, monkeypatch)
     filled, first = trained
     before = filled.tables.version("noise_classifiers")
     monkeypatch.setattr(
-        "ambient_omni.classifier.noise_classifier.train_fold",
+        "ambient_omni.classifier.making.train_fold",
         lambda *_: pytest.fail("trained again"),
     )
     assert train(filled) == first
@@ -153,7 +155,7 @@ def test_training_twice_changes_nothing_and_trains_nothing(trained, monkeypatch)
 
 
 def test_a_stopped_training_goes_on_with_the_fold_that_is_missing(filled, monkeypatch):
-    import ambient_omni.classifier.noise_classifier as module
+    import ambient_omni.classifier.making as module
 
     trained, whole = [], module.train_fold
 
@@ -197,7 +199,7 @@ def test_an_image_gets_the_same_curve_in_any_batch(trained):
 
 
 def test_no_fold_trains_on_an_image_that_it_grades(filled, monkeypatch):
-    import ambient_omni.classifier.noise_classifier as module
+    import ambient_omni.classifier.making as module
 
     seen, whole = {}, module.train_fold
 
@@ -255,10 +257,76 @@ def test_a_classifier_that_learned_nothing_is_refused(filled):
     assert filled.tables.version("noise_classifiers") is None
 
 
-def test_a_pool_as_good_as_the_reference_is_refused_and_says_what_to_do(root, make_batch, tiny):
+def test_a_pool_as_good_as_the_reference_is_usable_everywhere_and_is_said_to_be(
+    root, make_batch, tiny
+):
+    filled = fill(root, make_batch, tiny, pictures(160, seed=3))
+    name = train(filled)
+    (row,) = filled.tables.read("noise_classifiers").to_pylist()
+    (_, said) = json.loads(row["control"])["cautions"]
+    assert "as good as the reference at every level" in said
+    x0, names = pool_of(filled)
+    found = annotate(Grid(load(filled, name), GridConfig(num_noises=2), 0), x0, names, Reading())
+    assert np.mean(found.crossings.sigma_min == 0) > 0.9
+
+
+def test_references_of_other_contents_are_found_out(root, make_batch, tiny):
+    """The pool's damage is none: it shows other things, which no blur or noise could explain."""
+    dark = [255 - picture // 2 for picture in pictures(160, seed=3)]
+    filled = fill(root, make_batch, tiny, [d // 3 for d in dark])
+    train(filled)
+    (row,) = filled.tables.read("noise_classifiers").to_pylist()
+    said = " ".join(json.loads(row["control"])["cautions"])
+    assert "the classifier sees contents, not quality" in said
+
+
+def test_few_references_are_said_to_be_few(trained):
+    filled, _ = trained
+    (row,) = filled.tables.read("noise_classifiers").to_pylist()
+    assert "only 48 references" in json.loads(row["control"])["cautions"][0]
+
+
+def test_constant_images_get_a_level_like_any_other(trained):
+    filled, name = trained
+    flat = np.stack([np.full((3, 16, 16), value, np.float32) for value in (-1.0, 0.0, 1.0)])
+    classifier = load(filled, name)
+    grid = Grid(classifier, GridConfig(num_noises=2), 0)
+    answer = annotate(grid, flat, ["black", "grey", "white"], Reading())
+    assert np.isfinite(grid.curves(flat, ["black", "grey", "white"]).logits).all()
+    # Squares on white are never flat: no flat image passes for one at every level.
+    assert not (answer.crossings.sigma_min[:2] == 0).any()
+
+
+def test_images_smaller_than_the_networks_windows_are_refused(filled):
+    small = Transform(resolution=4)
+    with pytest.raises(BadInput, match=r"at least 8 pixels .* got 4"):
+        train_classifier(
+            filled,
+            ClassifierConfig.model_validate(QUICK),
+            pool_batches=["pool"],
+            reference_set="trusted",
+            transform=small,
+        )
+
+
+def test_a_classifier_of_domains_needs_no_damage_but_two_domains(root, make_batch, tiny):
+    foreign = [255 - picture for picture in pictures(120, seed=3)]
+    filled = fill(root, make_batch, tiny, foreign)
+    config = ClassifierConfig.model_validate({**QUICK, "num_images": 2_000})
+    how = {"pool_batches": ["pool"], "reference_set": "trusted", "transform": TRANSFORM}
+    train_classifier(filled, config, **how, question="domain_against_foreign")
+    (row,) = filled.tables.read("noise_classifiers").to_pylist()
+    assert row["question"] == "domain_against_foreign"
+    assert json.loads(row["control"])["planted"] == {}
+    assert row["tv_lower_bound"][0] > 0.9
+
+
+def test_domains_that_are_one_are_refused(root, make_batch, tiny):
     filled = fill(root, make_batch, tiny, pictures(120, seed=3))
-    with pytest.raises(ClassifierRefused, match="use a fixed policy"):
-        train(filled, num_images=2_000)
+    config = ClassifierConfig.model_validate({**QUICK, "num_images": 1_000})
+    how = {"pool_batches": ["pool"], "reference_set": "trusted", "transform": TRANSFORM}
+    with pytest.raises(ClassifierRefused, match="does not tell the domains apart"):
+        train_classifier(filled, config, **how, question="domain_against_foreign")
 
 
 def test_too_few_references_are_named_with_their_count(root, make_batch, tiny, mixed_pool):

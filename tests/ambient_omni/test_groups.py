@@ -95,7 +95,7 @@ def test_clusters_make_another_classifier_only_where_they_touch_its_images(root,
 
     def name() -> str:
         data = ClassifierData.read(root, ["pool"], "trusted")
-        return data.classifier_id(ClassifierConfig(), Transform())
+        return data.classifier_id(ClassifierConfig(), Transform(), "reference_against_pool")
 
     before = name()
     cluster(root, "perceptual", other[:2])

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from ambient_omni import rng
-from ambient_omni.classifier import noise_classifier as classifier_module
+from ambient_omni.classifier import stored as classifier_module
+from ambient_omni.classifier.annotators import Grid
 from ambient_omni.classifier.calibration import Calibration
+from ambient_omni.classifier.config import GridConfig
 from ambient_omni.classifier.network import NoiseClassifierNetwork
 from ambient_omni.classifier.noise_classifier import ClassifierConfig, load
 from ambient_omni.data.packs import PackMissing, to_x0
@@ -33,10 +35,10 @@ def store_classifier(root, classifier_id="c1"):
         for place, parameter in enumerate(network.parameters()):
             drawn = 0.3 * rng.normal(tuple(parameter.shape), number, "test-curves", place)
             parameter.data = torch.from_numpy(np.ascontiguousarray(drawn))
-        file = root.classifiers / classifier_id / classifier_module._fold_file(number)
-        classifier_module._save(network, file)
+        file = root.classifiers / classifier_id / classifier_module.fold_file(number)
+        classifier_module.save_network(network, file)
     plain = Calibration(np.ones(levels), np.zeros(levels))
-    classifier_module._store(root, classifier_id, CONFIG, TRANSFORM, [plain] * count)
+    classifier_module.store(root, classifier_id, CONFIG, TRANSFORM, [plain] * count, {})
     per_level = ("balanced_accuracy", "tv_lower_bound", "tv_standard_error")
     row = dict.fromkeys(contract("noise_classifiers").names, "x") | {
         "classifier_id": classifier_id,
@@ -46,7 +48,7 @@ def store_classifier(root, classifier_id="c1"):
         "num_folds": count,
         "sigmas": CONFIG.sigmas.tolist(),
         "config": json.dumps(CONFIG.model_dump(mode="json")),
-        "weights_sha256": classifier_module._weights_hash(root, classifier_id, count),
+        "weights_sha256": classifier_module.weights_hash(root, classifier_id, count),
         "status": "candidate",
         **{name: [0.5] * levels for name in per_level},
     }
@@ -133,6 +135,46 @@ def test_lost_tries_and_lost_jobs_leave_the_rows_of_an_undisturbed_run(packed, m
     packed.tables.commit("noise_curves", nothing, slice=slice_, inputs={}, job="tests")
     curves(packed, "b1", "c1")
     assert packed.tables.read("noise_curves").equals(disturbed)
+
+
+def _counts_what_it_grades(task, writers, **options):
+    counts = measure(task, writers, **options)
+    with (task.root / "graded.txt").open("a") as file:
+        file.write(f"{task.shard} {counts['resumed']}\n")
+    return counts
+
+
+def test_a_stopped_job_goes_on_with_the_parts_that_are_missing(packed, monkeypatch):
+    monkeypatch.setattr(curves_module, "measure", _always_fails)
+    with pytest.raises(TasksFailed):
+        curves(packed, "b1", "c1")
+    monkeypatch.setattr(curves_module, "measure", _counts_what_it_grades)
+    curves(packed, "b1", "c1")
+    resumed = [int(line.split()[1]) for line in (packed.path / "graded.txt").open()]
+    # The failing task had graded too; whatever task had ended before it counts as well.
+    assert sum(resumed) >= 4
+    assert not list(packed.classifiers.glob("c1/parts-*"))
+
+
+def test_a_short_grid_answers_at_the_classifiers_levels(packed, images):
+    short = GridConfig(num_levels=2, num_noises=2)
+    curves(packed, "b1", "c1", annotator=short)
+    rows = rows_of(packed)
+    grader = load(packed, "c1")
+    ids = packed.tables.read("samples")["sample_id"].to_pylist()
+    x0 = to_x0(np.stack([TRANSFORM.apply(image) for image in images(10)]))
+    expected = Grid(grader, short, CONFIG.seed).curves(x0, ids).at(grader.sigmas)
+    assert np.array([r["logits"] for r in rows]) == pytest.approx(expected.logits, abs=1e-4)
+
+
+def test_another_annotator_replaces_the_curves_and_the_same_one_does_not(packed):
+    short = GridConfig(num_levels=2, num_noises=2)
+    curves(packed, "b1", "c1")
+    before = rows_of(packed)
+    assert curves(packed, "b1", "c1", annotator=short).written == 10
+    assert curves(packed, "b1", "c1", annotator=short).unchanged == 10
+    assert len(rows_of(packed)) == len(before)
+    assert rows_of(packed) != before
 
 
 def test_what_is_missing_is_named(batch):

@@ -1,0 +1,158 @@
+"""What an annotator needs beside the classifier, made once and kept in the classifier's folder.
+
+A grid needs nothing. A head has to be distilled, and bisection has to know what curves look like:
+both learn from the pool that the classifier was trained against, each fold from the images that it
+may grade. Executors then only load.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from ambient_omni.classifier.annotators import Annotator, Reading, make_annotator
+from ambient_omni.classifier.bisection import Bisection, Prior
+from ambient_omni.classifier.config import AnnotatorConfig, HeadConfig, SequentialConfig
+from ambient_omni.classifier.data import ClassifierData, PackedImages
+from ambient_omni.classifier.head import Check, Head, HeadAnnotator, HeadNetwork, train_head
+from ambient_omni.classifier.noise_classifier import NoiseClassifier, load, transform_of
+from ambient_omni.data.packs import to_x0
+from schemas.errors import BadInput
+from schemas.ids import canonical_hash, hash_fraction
+from schemas.root import Root, write_json
+
+
+def prepare(
+    root: Root, classifier_id: str, config: AnnotatorConfig, *, reading: Reading | None = None
+) -> None:
+    """Make what an annotator needs; does nothing where that is there or nothing is needed.
+
+    Args:
+        root: where the classifier and the packs of its pool are.
+        classifier_id: the classifier.
+        config: the annotator.
+        reading: how the check of a head reads curves.
+
+    Raises:
+        BadInput: there is no such classifier, or a fold has too few images to learn from.
+        PackMissing: a batch of its pool has no current pack.
+        ClassifierRefused: the head disagrees with the exhaustive search.
+        JobAlreadyRunning: another process prepares the same classifier.
+    """
+    if not isinstance(config, HeadConfig | SequentialConfig):
+        return
+    with root.lock("prepare_annotator", classifier_id):
+        if _file(root, classifier_id, config).exists():
+            return
+        classifier = load(root, classifier_id)
+        pool = _pool(root, classifier_id)
+        if isinstance(config, SequentialConfig):
+            _prepare_bisection(root, classifier, pool, config)
+        else:
+            _distil(root, classifier, pool, config, reading or Reading())
+
+
+def annotator_for(root: Root, classifier: NoiseClassifier, config: AnnotatorConfig) -> Annotator:
+    """Return the annotator of a classifier.
+
+    Raises:
+        BadInput: it was not prepared.
+    """
+    seed = classifier.config.seed
+    if not isinstance(config, HeadConfig | SequentialConfig):
+        return make_annotator(config, classifier, seed=seed)
+    file = _file(root, classifier.classifier_id, config)
+    if not file.exists():
+        raise BadInput(
+            f"the {config.kind} annotator of classifier {classifier.classifier_id} was not "
+            "prepared: call classifier.prepared.prepare first"
+        )
+    kept = json.loads(file.read_text())
+    if isinstance(config, SequentialConfig):
+        known = kept["prior"]
+        prior = Prior(
+            np.array(known["log_places"]),
+            np.array(known["log_weight"]),
+            known["exponent"],
+            known["spread"],
+        )
+        return Bisection(classifier, config, seed, prior=prior)
+    heads = []
+    for number, check in enumerate(kept["checks"]):
+        network = HeadNetwork(config, kept["channels"])
+        network.load_state_dict(load_file(_weights(file, number)))
+        network.eval().to(classifier.device)
+        checked = Check(**{**check, "logit_error": np.array(check["logit_error"])})
+        heads.append(Head(network, checked))
+    return HeadAnnotator(classifier, heads)
+
+
+def _prepare_bisection(
+    root: Root, classifier: NoiseClassifier, pool: PackedImages, config: SequentialConfig
+) -> None:
+    pilot = pool.first_by_content(config.num_pilot_images)
+    bisection = Bisection(classifier, config, classifier.config.seed)
+    prior = bisection.learn_prior(_x0(pilot), pilot.sample_ids)
+    plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(prior).items()}
+    write_json(_file(root, classifier.classifier_id, config), {"prior": plain})
+
+
+def _distil(
+    root: Root,
+    classifier: NoiseClassifier,
+    pool: PackedImages,
+    config: HeadConfig,
+    reading: Reading,
+) -> None:
+    folds = classifier.folds_of(pool.sample_ids)
+    file = _file(root, classifier.classifier_id, config)
+    checks = []
+    for number in range(classifier.num_folds):
+        images = pool.subset(np.flatnonzero(folds == number)).first_by_content(config.max_images)
+        is_check = np.array(
+            [hash_fraction(group, "head-check") < config.check_fraction for group in images.groups]
+        )
+        if is_check.sum() < config.min_check_images or is_check.all():
+            raise BadInput(
+                f"fold {number} of classifier {classifier.classifier_id} has {len(images)} pool "
+                f"images, {int(is_check.sum())} of them to check a head with; "
+                f"{config.min_check_images} are needed: ingest more, or annotate with a grid"
+            )
+        head = train_head(
+            classifier, _x0(images), images.sample_ids, is_check, config, reading,
+            seed=classifier.config.seed, fold=number,
+        )  # fmt: skip
+        weights = {name: t.contiguous().cpu() for name, t in head.network.state_dict().items()}
+        aside = file.with_name(f".head-{os.getpid()}")
+        save_file(weights, aside)
+        aside.replace(_weights(file, number))
+        checks.append(asdict(head.check) | {"logit_error": head.check.logit_error.tolist()})
+    # Written last: its presence says that all folds are there.
+    write_json(file, {"checks": checks, "channels": head.network.num_channels})
+
+
+def _pool(root: Root, classifier_id: str) -> PackedImages:
+    (row,) = root.tables.read(
+        "noise_classifiers", ["pool_batches", "reference_set"], {"classifier_id": classifier_id}
+    ).to_pylist()
+    data = ClassifierData.read(root, row["pool_batches"], row["reference_set"])
+    return data.pool.images(root, transform_of(root, classifier_id))
+
+
+def _x0(images: PackedImages) -> NDArray[np.float32]:
+    return to_x0(images.take(np.arange(len(images))))
+
+
+def _file(root: Root, classifier_id: str, config: AnnotatorConfig) -> Path:
+    name = f"annotator-{config.kind}-{canonical_hash(config.model_dump(mode='json'))}.json"
+    return root.classifiers / classifier_id / name
+
+
+def _weights(file: Path, number: int) -> Path:
+    return file.with_name(f"{file.stem}-fold-{number}.safetensors")

@@ -1,0 +1,127 @@
+"""Noise classifiers on disk: a folder each, and a row of noise_classifiers that vouches for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+
+from ambient_omni.classifier.calibration import Calibration
+from ambient_omni.classifier.config import ClassifierConfig
+from ambient_omni.classifier.grader import Fold, NoiseClassifier
+from ambient_omni.classifier.network import NoiseClassifierNetwork
+from ambient_omni.data.transforms import Transform
+from schemas.errors import BadInput, ClassifierRefused
+from schemas.root import Root, write_json
+
+_META = "classifier.json"
+
+
+def load(root: Root, classifier_id: str) -> NoiseClassifier:
+    """Load a trained classifier.
+
+    Raises:
+        BadInput: there is none of that id.
+        ClassifierRefused: its files are not those that its row speaks of.
+    """
+    rows = root.tables.read("noise_classifiers", where={"classifier_id": classifier_id}).to_pylist()
+    if not rows:
+        raise BadInput(f"there is no noise classifier {classifier_id!r}; train it first")
+    folder = root.classifiers / classifier_id
+    if not is_stored(root, classifier_id):
+        raise ClassifierRefused(
+            f"the files of noise classifier {classifier_id} are missing or altered in {folder}: "
+            "remove the folder and train it again"
+        )
+    meta = json.loads((folder / _META).read_text())
+    config = ClassifierConfig.model_validate(meta["config"])
+    folds = []
+    for number, arrays in enumerate(meta["calibrations"]):
+        network = load_network(folder / fold_file(number), config, meta["channels"])
+        calibration = Calibration(**{name: np.array(values) for name, values in arrays.items()})
+        folds.append(Fold(network, calibration))
+    return NoiseClassifier(config, rows[0]["noise_space"], folds, classifier_id, meta["twins"])
+
+
+def transform_of(root: Root, classifier_id: str) -> Transform:
+    """Return the transform that made the pixels a classifier grades.
+
+    Raises:
+        BadInput: there is no classifier of that id.
+    """
+    file = root.classifiers / classifier_id / _META
+    if not file.exists():
+        raise BadInput(f"there is no noise classifier {classifier_id!r}; train it first")
+    return Transform.model_validate(json.loads(file.read_text())["transform"])
+
+
+def fold_file(number: int) -> str:
+    """Return the file name of a fold's weights."""
+    return f"fold-{number}.safetensors"
+
+
+def save_network(network: NoiseClassifierNetwork, file: Path) -> None:
+    """Write weights under their name only when they are complete."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    save_file({name: t.contiguous() for name, t in network.state_dict().items()}, aside)
+    aside.replace(file)
+
+
+def load_network(file: Path, config: ClassifierConfig, channels: int) -> NoiseClassifierNetwork:
+    """Return a fold's network in evaluation mode."""
+    network = NoiseClassifierNetwork(config.network, channels)
+    network.load_state_dict(load_file(file))
+    return network.eval()
+
+
+def store(
+    root: Root,
+    classifier_id: str,
+    config: ClassifierConfig,
+    transform: Transform,
+    calibrations: Sequence[Calibration],
+    twins: Mapping[str, str],
+) -> None:
+    """Write what a classifier is beside its weights."""
+    write_json(
+        root.classifiers / classifier_id / _META,
+        {
+            "config": config.model_dump(mode="json"),
+            "transform": transform.model_dump(mode="json"),
+            "channels": transform.shape[2],
+            "twins": dict(twins),
+            "calibrations": [
+                {"scale": c.scale.tolist(), "offset": c.offset.tolist()} for c in calibrations
+            ],
+        },
+    )
+
+
+def is_stored(root: Root, classifier_id: str) -> bool:
+    """Say whether the row is there and the files are the ones it speaks of."""
+    rows = root.tables.read(
+        "noise_classifiers", ["num_folds", "weights_sha256"], {"classifier_id": classifier_id}
+    ).to_pylist()
+    folder = root.classifiers / classifier_id
+    if not rows or not (folder / _META).exists():
+        return False
+    count = rows[0]["num_folds"]
+    if not all((folder / fold_file(number)).exists() for number in range(count)):
+        return False
+    expected: str = rows[0]["weights_sha256"]
+    return weights_hash(root, classifier_id, count) == expected
+
+
+def weights_hash(root: Root, classifier_id: str, num_folds: int) -> str:
+    """Return the SHA-256 over all files that a classifier's answers depend on."""
+    digest = hashlib.sha256()
+    for number in range(num_folds):
+        digest.update((root.classifiers / classifier_id / fold_file(number)).read_bytes())
+    digest.update((root.classifiers / classifier_id / _META).read_bytes())
+    return digest.hexdigest()
