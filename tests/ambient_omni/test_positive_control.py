@@ -3,7 +3,15 @@ import pytest
 
 from ambient_omni import rng
 from ambient_omni.classifier.config import ControlConfig
-from ambient_omni.classifier.positive_control import judge_control, plant, require_found, separation
+from ambient_omni.classifier.positive_control import (
+    judge_control,
+    plant,
+    require_found,
+    require_told_apart,
+    separation,
+    separation_at_best,
+    separation_band,
+)
 from schemas.errors import ClassifierRefused
 
 
@@ -63,3 +71,46 @@ def test_planted_damage_is_addressed_by_the_sample():
     both = plant(images, ["a", "b"], "sensor_noise", 20.0, seed=0)
     swapped = plant(images[::-1], ["b", "a"], "sensor_noise", 20.0, seed=0)
     np.testing.assert_array_equal(both, swapped[::-1])
+
+
+def test_the_control_does_not_ask_how_logits_are_calibrated():
+    """A network that sees damage passes, whatever the scale and place of its logits."""
+    config = ControlConfig(severities={"jpeg": 85.0})
+    for scale, offset in ((1.0, 0.0), (0.01, 0.0), (1.0, 40.0)):
+        findings = judge_control(
+            scale * logits(2) + offset, {"jpeg": scale * logits(-2, seed=1) + offset}, config
+        )
+        assert findings["jpeg"]["found"]
+
+
+def test_the_threshold_is_not_chosen_on_what_it_is_measured_on():
+    """Twenty images that differ by nothing: a threshold of their own would tell them apart."""
+    bounds = [
+        separation_at_best(logits(0, 20, seed=s), logits(0, 20, seed=s + 999)).tv_lower_bound
+        for s in range(40)
+    ]
+    assert abs(np.mean(bounds)) < 0.03
+
+
+def test_the_band_of_a_bound_holds_it_and_counts_groups_not_images():
+    sides = logits(0.5, 200), logits(-0.5, 200, seed=1)
+    names = [str(i) for i in range(200)]
+    alone = {"trusted_groups": names, "other_groups": names}
+    tenth = {name: [f"{name}{i // 10}" for i in range(200)] for name in alone}
+    told = separation(*sides)
+    copies = [np.repeat(side[::10], 10, axis=0) for side in sides]
+    wide, narrow = (
+        separation_band(*images, **groups, seed=0)
+        for images, groups in ((copies, tenth), (copies, alone))
+    )
+    band = separation_band(*sides, **alone, seed=0)
+    assert ((band.tv_low < told.tv_lower_bound) & (told.tv_lower_bound < band.tv_high)).all()
+    # Ten copies of one picture are one picture.
+    assert (wide.tv_high - wide.tv_low > 2 * (narrow.tv_high - narrow.tv_low)).all()
+
+
+def test_domains_that_are_not_told_apart_are_refused():
+    config = ControlConfig()
+    require_told_apart(separation(logits(3), logits(-3, seed=1)), config)
+    with pytest.raises(ClassifierRefused, match="does not tell the domains apart"):
+        require_told_apart(separation(logits(0), logits(0, seed=1)), config)
