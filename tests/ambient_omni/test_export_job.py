@@ -1,5 +1,7 @@
 import json
+import os
 import re
+import signal
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +20,9 @@ from ambient_omni.generation.export_job import export
 from ambient_omni.generation.job import generate
 from ambient_omni.generation.sampling import Sampler
 from ambient_omni.hub import weights_sha256
+from ambient_omni.training.checkpoints import load
 from ambient_omni.training.trained import load_trained
-from ambient_omni.training.trainer import train
+from ambient_omni.training.trainer import Trainer, TrainingStopped, train
 from schemas.errors import BadInput
 from schemas.registry import contract
 from tests.data.pipelines import save_ddpm, save_stable_diffusion, unit_noise
@@ -212,6 +215,34 @@ def test_a_lora_run_trains_adapters_alone_and_leaves_as_lora_weights(
     with torch.no_grad():
         theirs = plain.unet(x, t, encoder_hidden_states=told.text).sample
         assert torch.allclose(ours.denoiser.network(x, t, told), theirs, atol=1e-5)
+
+
+def test_a_lora_run_that_was_stopped_ends_with_the_adapters_it_would_have_had(
+    captioned, config, monkeypatch
+):
+    root, base = captioned
+    lora = {"rank": 2, "dropout": 0.2}
+    wanted = config(transform={"resolution": 16}, num_images=32, **settings_for(base, lora=lora))
+    run_id = train(root, wanted, show=False)
+    (root.runs / run_id).rename(root.path / "whole")
+    ordinary = Trainer._step
+
+    def step(self, batch):
+        ordinary(self, batch)
+        if self._done.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    with pytest.raises(TrainingStopped):
+        train(root, wanted, show=False)
+    monkeypatch.setattr(Trainer, "_step", ordinary)
+    assert train(root, wanted, show=False) == run_id
+    last = "checkpoints/step-00000004"
+    whole, resumed = (load(path / last) for path in (root.path / "whole", root.runs / run_id))
+    for group in ("model", "ema"):
+        one, other = whole.tensors(group), resumed.tensors(group)
+        assert all("lora" in name for name in one)
+        assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_tuned_run_makes_images_of_prompts(captioned, config, tmp_path):
