@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from ambient_omni.config import Frozen
 from ambient_omni.noise.levels import BetaSchedule
+from ambient_omni.noise.priors import DdpmPrior, FlowPrior, LogNormalPrior
 
 _Dropout = Annotated[float, Field(ge=0, lt=1, description="Dropout inside the network's blocks.")]
 _Widths = Annotated[tuple[int, ...], Field(min_length=1, description="Channels per scale.")]
@@ -169,6 +170,16 @@ class ParameterisationConfig(Frozen):
     def has_timesteps(self) -> bool:
         """Whether the network is told timesteps of the schedule."""
         return self.kind in ("epsilon", "v", "x0")
+
+
+def usual_prior(config: ParameterisationConfig) -> LogNormalPrior | DdpmPrior | FlowPrior:
+    """Return the prior that models of a parameterisation are usually trained with.
+
+    EDM's log-normal, uniform timesteps of the schedule, or logit-normal time of rectified flow.
+    """
+    if config.has_timesteps:
+        return DdpmPrior(schedule=config.schedule)
+    return FlowPrior() if config.kind == "flow" else LogNormalPrior()
 
 
 class LossWeightConfig(Frozen):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ambient_omni.config import Frozen
 from ambient_omni.data.config import LatentConfig, LoaderConfig, SamplingConfig
@@ -17,6 +17,7 @@ from ambient_omni.models.config import (
     NetworkConfig,
     ParameterisationConfig,
     PatchedUNetConfig,
+    usual_prior,
 )
 from ambient_omni.models.pretrained_config import PretrainedConfig
 from ambient_omni.noise import usable
@@ -124,7 +125,11 @@ class TrainConfig(Frozen):
     power_ema: PowerEmaConfig = PowerEmaConfig()
     held_out: HeldOutConfig = HeldOutConfig()
     samples: SampleConfig = SampleConfig()
-    prior: Prior = LogNormalPrior()
+    prior: Prior = Field(
+        default=LogNormalPrior(),
+        description="Distribution of levels; left out, that which is usual for the "
+        "parameterisation.",
+    )
     objective: Objective = Field(
         default="gated", description="gated, or ambient: hide x_0 behind σ_min."
     )
@@ -184,6 +189,17 @@ class TrainConfig(Frozen):
             # Those runs dropped no condition.
             new.setdefault("condition", {"kind": "label", "dropout": 0.0})
         return new
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_prior(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "prior" in values or "parameterisation" not in values:
+            return values
+        try:
+            stated = ParameterisationConfig.model_validate(values["parameterisation"])
+        except ValidationError:
+            return values  # the field itself will say what is wrong
+        return {**values, "prior": usual_prior(stated)}
 
     @model_validator(mode="after")
     def _network_fits_images(self) -> TrainConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ambient_omni.data.latents import LatentCodec, LatentSpace, latent_space
 from ambient_omni.data.transforms import Transform
 from ambient_omni.hub import find_part, weights_sha256
-from ambient_omni.models.config import ConditionConfig, ParameterisationConfig
+from ambient_omni.models.config import ConditionConfig, ParameterisationConfig, usual_prior
 from ambient_omni.models.model import Model, build_model
 from ambient_omni.models.pretrained import load_pretrained, pretrained_settings
 from ambient_omni.training.config import TrainConfig
@@ -40,7 +40,9 @@ def settled(config: TrainConfig) -> TrainConfig:
                 f"{name} is what the pipeline {config.init_from.path} was made with: leave it out "
                 "beside init_from"
             )
-    return config.model_copy(update=prescribed)
+    said_prior = "prior" in config.model_fields_set
+    prior = config.prior if said_prior else usual_prior(found.parameterisation)
+    return config.model_copy(update={**prescribed, "prior": prior})
 
 
 def space_of(config: TrainConfig) -> Space:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from ambient_omni.data.annotations import NoiseSpaceMismatch
 from ambient_omni.data.batches import BatchMaker
@@ -13,7 +14,9 @@ from ambient_omni.data.training_data import READ_TABLES, open_training_data
 from ambient_omni.data.transforms import Transform
 from ambient_omni.evaluation import evaluate, read_heldout
 from ambient_omni.noise.levels import BetaSchedule, flow_time_of_sigma
+from ambient_omni.noise.priors import DdpmPrior, FlowPrior, LogNormalPrior
 from ambient_omni.noise.usable import Usable
+from ambient_omni.training.models import settled
 from ambient_omni.training.trained import load_trained
 from ambient_omni.training.trainer import train
 from schemas.errors import BadInput
@@ -58,7 +61,6 @@ def latent_run(trainable, tiny, config, tmp_path):
         latents=latents.model_dump(),
         network=PLAIN,
         parameterisation={"kind": "flow"},
-        prior={"kind": "flow"},
         batch_size=4,
         num_images=12,
         evaluate_every_images=12,
@@ -107,7 +109,7 @@ def test_a_run_on_captions_measures_the_loss_of_captioned_images(trainable, conf
     network = {"kind": "unet2d_condition", "heads": 2, **NETWORK}
     settings = config(
         **SHORT, network=network, condition=condition, parameterisation={"kind": "epsilon"},
-        prior={"kind": "ddpm"}, samples={"num_images": 2, "num_steps": 3, "prompts": ("a cat",)},
+        samples={"num_images": 2, "num_steps": 3, "prompts": ("a cat",)},
     )  # fmt: skip
     run_id = train(trainable, settings, show=False)
     assert np.isfinite(evaluate(trainable, run_id, "trusted").total)
@@ -123,13 +125,33 @@ def test_a_caption_that_is_missing_stops_a_run_before_it_begins(trainable, confi
 KINDS = ("edm", "epsilon", "v", "x0", "flow")
 
 
+def test_a_prior_that_is_left_out_is_the_usual_one_of_the_parameterisation(config, tmp_path):
+    slow = {"beta_end": 0.01}
+    assert config().prior == LogNormalPrior()
+    assert config(parameterisation={"kind": "flow"}).prior == FlowPrior()
+    ddpm = config(parameterisation={"kind": "v", "schedule": slow}).prior
+    assert ddpm == DdpmPrior(schedule=BetaSchedule(beta_end=0.01))
+    stated = config(parameterisation={"kind": "v"}, prior={"mean": -1.0})
+    assert stated.prior == LogNormalPrior(mean=-1.0)
+    assert type(stated).model_validate(stated.model_dump()) == stated
+    pipeline = {"path": str(save_stable_diffusion(tmp_path / "sd"))}
+    found = settled(config(init_from=pipeline))
+    assert found.prior.schedule == found.parameterisation.schedule != BetaSchedule()
+    assert settled(found) == found
+    assert settled(config(init_from=pipeline, prior={})).prior == LogNormalPrior()
+    with pytest.raises(ValidationError, match=r"parameterisation\.kind"):
+        config(parameterisation={"kind": "mine"})
+
+
 def test_the_same_annotation_gives_the_same_usable_set_under_each_parameterisation(
     trainable, config
 ):
     versions = trainable.tables.versions(READ_TABLES)
     makers = []
     for kind in KINDS:
-        settings = config(parameterisation={"kind": kind}, network=PLAIN, objective="ambient")
+        settings = config(
+            parameterisation={"kind": kind}, prior={}, network=PLAIN, objective="ambient"
+        )
         data = open_training_data(trainable, settings, versions)
         makers.append(BatchMaker(data, settings))
     draws = [maker.draw(3) for maker in makers]
