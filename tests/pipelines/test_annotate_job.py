@@ -57,6 +57,7 @@ def put_curves(root, batch, logits, noise_space=SPACE):
             "ingest_batch": [batch] * count,
             "classifier_id": ["c1"] * count,
             "fold": [0] * count,
+            "evaluations": [16] * count,
             "logits": [list(row) for row in logits],
             "logit_standard_error": [[0.01] * len(SIGMAS)] * count,
         }
@@ -81,8 +82,9 @@ def put_classifier(root, noise_space):
     }
     per_level = ("balanced_accuracy", "tv_lower_bound", "tv_standard_error")
     values |= dict.fromkeys(per_level, [0.5] * len(SIGMAS))
-    row = {name: values.get(name, "{}") for name in contract("noise_classifiers").names}
-    table = contract("noise_classifiers").table([row])
+    known = contract("noise_classifiers")
+    text = {name: "{}" for name in known.names if not known.column(name).nullable}
+    table = known.table([text | values])
     root.tables.upsert("noise_classifiers", table, job="tests")
 
 
