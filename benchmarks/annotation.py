@@ -57,10 +57,17 @@ CLASSIFIER = ClassifierConfig.model_validate(
         "order": {"num_chains": 2_000},
     }
 )
-HEAD = HeadConfig(num_steps=1_200, max_median_octaves=1.0)
+HEAD = HeadConfig(
+    num_steps=800,
+    batch_size=32,
+    levels_per_image=6,
+    max_median_octaves=1.0,
+    max_check_images=24,
+    check=ExhaustiveConfig(num_levels=128, num_noises=4, num_bins=64),
+)
 READING = Reading()
 SEARCH = ExhaustiveConfig(num_levels=512, num_noises=4)
-NUM_SEARCHED = 64
+NUM_SEARCHED = 48
 NUM_PAIRS = 200
 
 

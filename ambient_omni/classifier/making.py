@@ -23,7 +23,6 @@ from ambient_omni.classifier.grader import Fold
 from ambient_omni.classifier.network import COSINE_WINDOWS, NoiseClassifierNetwork
 from ambient_omni.classifier.positive_control import (
     Band,
-    Separation,
     judge_control,
     plant,
     require_found,
@@ -134,9 +133,9 @@ class Maker:
         if self._question == "domain_against_foreign":
             require_told_apart(told, self._config.control)
             return figures | {"control": json.dumps({"planted": {}}), "cautions": []}
-        return figures | self._control(folds, told, band) | self._good_share(validation, pool)
+        return figures | self._control(folds, band) | self._good_share(validation, pool)
 
-    def _control(self, folds: Sequence[Fold], told: Separation, band: Band) -> dict[str, Any]:
+    def _control(self, folds: Sequence[Fold], band: Band) -> dict[str, Any]:
         config = self._config
         control = config.control
         validation = np.concatenate(self._raw_validation, axis=2)
@@ -150,7 +149,6 @@ class Maker:
         found = cautions(
             num_trusted=len(self._trusted),
             sigmas_L=config.sigmas,
-            tv_L=told.tv_lower_bound,
             tv_low_L=band.tv_low,
             tv_high_L=band.tv_high,
             worst_planted_tv_L=np.max(shown, axis=0),

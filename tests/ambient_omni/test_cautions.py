@@ -12,7 +12,6 @@ def said(tv=FALLING, planted=FALLING, num_trusted=1_000, width=0.05) -> str:
         cautions(
             num_trusted=num_trusted,
             sigmas_L=SIGMAS,
-            tv_L=tv,
             tv_low_L=tv - width,
             tv_high_L=tv + width,
             worst_planted_tv_L=planted,
@@ -26,6 +25,11 @@ def test_damage_that_hides_in_noise_as_planted_damage_does_needs_no_caution():
 
 def test_a_pool_that_cannot_be_told_apart_is_usable_everywhere():
     assert "everything is usable" in said(tv=np.zeros(8), width=0.02)
+
+
+def test_one_level_by_chance_does_not_make_a_pool_bad():
+    tv = np.array([0.0, 0.0, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0])
+    assert "everything is usable" in said(tv=tv, width=0.02)
 
 
 def test_a_pool_that_may_be_told_apart_is_not_called_as_good():
