@@ -171,3 +171,39 @@ def test_networks_refuse_conditions_that_they_cannot_take():
         UNet2DConfig(widths=(32, 32), attention_scales=3)
     with pytest.raises(ValueError, match="no multiples of norm_groups"):
         UNet2DConfig(widths=(32, 30), attention_scales=0)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (PATCHED, {"patch": 4}),
+        (PATCHED, {"widths": (8, 8)}),
+        (PATCHED, {"pixel_width": 8}),
+        (PATCHED, {"layers_per_block": 2}),
+        (PATCHED, {"attention": False}),
+        (PATCHED, {"norm_groups": 2}),
+        (PLAIN, {"widths": (8, 8)}),
+        (PLAIN, {"layers_per_block": 2}),
+        (PLAIN, {"attention_scales": 2}),
+        (PLAIN, {"attention_scales": 0}),
+        (PLAIN, {"norm_groups": 2}),
+        (PLAIN, {"head_dim": 8}),
+        (TEXT, {"widths": (8, 8)}),
+        (TEXT, {"layers_per_block": 2}),
+        (TEXT, {"attention_scales": 2}),
+        (TEXT, {"norm_groups": 2}),
+        (TEXT, {"heads": 4}),
+        (DIT, {"patch": 4}),
+        (DIT, {"layers": 1}),
+        (DIT, {"heads": 1}),
+        (DIT, {"head_dim": 4}),
+    ],
+    ids=str,
+)
+def test_every_setting_changes_what_the_network_says(config, changes):
+    sizes = (0, 6) if config is TEXT else (3, 0)
+    said = [
+        awake(network(settings, *sizes)).eval()(X_T, SIGMA, condition_of(config))
+        for settings in (config, config.model_copy(update=changes))
+    ]
+    assert not torch.allclose(*said, rtol=1e-3)

@@ -3,6 +3,7 @@ import torch
 
 from ambient_omni import rng
 from ambient_omni.models.objectives import denoising_pair, squared_error
+from ambient_omni.noise.usable import kappa
 
 COUNT = 400_000
 
@@ -78,3 +79,13 @@ def test_the_squared_error_to_the_target_is_the_loss_of_the_papers():
     theirs = ((alpha * answer + (1 - alpha) * made.x_t - x_n) ** 2 / alpha**2).mean(dim=(1, 2, 3))
     ours = squared_error(answer, made.target)
     assert torch.allclose(ours, theirs)
+
+
+@pytest.mark.parametrize("amplification", [1.5, 4.0, 20.0])
+def test_at_the_margin_the_ambient_target_scatters_as_far_as_it_may(amplification):
+    hidden = 0.8
+    sigma = kappa("ambient", amplification) * hidden
+    x0 = torch.full((COUNT, 1, 1, 1), 0.4)
+    scatter = (pair(x0, sigma, hidden).target - x0).std()
+    # x_n is off by hidden; the step, sqrt(sigma^2 - hidden^2) long, is taken back (a - 1)-fold.
+    assert float(scatter) == pytest.approx(amplification**0.5 * hidden, rel=0.01)
