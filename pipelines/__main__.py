@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from pipelines.job import JobReport
 from pipelines.spark import SparkSettings
-from schemas.errors import AmbientOmniError
+from schemas.errors import AmbientOmniError, BadInput
 from schemas.root import Root
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -150,6 +150,41 @@ def _purge(options: argparse.Namespace) -> JobReport:
     return purge_all(Root.open(options.root), dry_run=options.dry_run)
 
 
+def _windows(options: argparse.Namespace) -> JobReport:
+    from ambient_omni.windows.config import WindowsJob
+    from pipelines.jobs.windows import windows
+
+    root = Root.open(options.root)
+    return windows(root, _stated_config(options, WindowsJob), dry_run=options.dry_run)
+
+
+def _crops(options: argparse.Namespace) -> JobReport:
+    from pipelines.jobs.windows import crops, draw_maps
+
+    root, which = Root.open(options.root), options.crop_classifier_id
+    size = options.map_size
+    if options.draw is not None and size is None:
+        raise BadInput("--draw needs --map-size, the side of the crops to draw")
+    report = crops(root, options.batch, which, map_size=size, dry_run=options.dry_run)
+    if options.draw is not None and not options.dry_run:
+        for file in draw_maps(root, options.batch, which, size, options.draw):
+            sys.stdout.write(f"{file}\n")
+    return report
+
+
+def _pilot(options: argparse.Namespace) -> JobReport:
+    from pipelines.pilot.config import PilotConfig
+    from pipelines.pilot.report import job_report
+    from pipelines.pilot.run import calibrate, cost
+
+    root, config = Root.open(options.root), _stated_config(options, PilotConfig)
+    sys.stdout.write(cost(root, config) + "\n")
+    if options.dry_run:
+        return JobReport("pilot", "", read=len(config.thresholds) + 1)
+    sys.stdout.flush()
+    return job_report(calibrate(root, config), sys.stdout)
+
+
 def _annotate(options: argparse.Namespace) -> JobReport:
     from pipelines import policies
     from pipelines.jobs.annotate import annotate
@@ -175,6 +210,12 @@ def _config(options: argparse.Namespace, kind: type[Config]) -> Config:
     from ambient_omni.config import load_config
 
     return load_config(options.config, kind)
+
+
+def _stated_config(options: argparse.Namespace, kind: type[Config]) -> Config:
+    if options.config is None:
+        raise BadInput(f"{options.job_name} needs --config: it cannot know the batches")
+    return _config(options, kind)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -208,6 +249,26 @@ def _parser() -> argparse.ArgumentParser:
         spark=True,
     )
     same.add_argument("--kind", choices=("exact", "perceptual", "semantic"), required=True)
+    _job(
+        jobs,
+        "windows",
+        _windows,
+        "train crop classifiers and measure how much context denoising needs",
+        batch=False,
+        config=True,
+    )
+    crops = _job(jobs, "crops", _crops, "what a crop classifier says")
+    crops.add_argument("--crop-classifier-id", required=True)
+    crops.add_argument("--map-size", type=int, help="keep P(in domain) of each crop of this side")
+    crops.add_argument("--draw", type=Path, metavar="FOLDER", help="draw some of the maps there")
+    _job(
+        jobs,
+        "pilot",
+        _pilot,
+        "short trainings that set a policy's thresholds by held-out loss and detail",
+        batch=False,
+        config=True,
+    )
     annotate = _job(jobs, "annotate", _annotate, "levels under a policy; touches no pixel")
     policy = annotate.add_mutually_exclusive_group(required=True)
     policy.add_argument("--policy", type=Path, help="YAML file of a policy")
@@ -246,7 +307,7 @@ def _job(
         job.add_argument("--config", type=Path, help="YAML file of the job's settings")
     if spark:
         job.add_argument("--master", help="Spark master URL (default: this machine)")
-    job.set_defaults(run=run)
+    job.set_defaults(run=run, job_name=name)
     return job
 
 

@@ -1,0 +1,1 @@
+"""Pilot trainings: which classifier evidence lowers held-out loss, measured and not assumed."""
