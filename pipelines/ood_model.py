@@ -6,11 +6,11 @@ fitted to the others; so is the query, once a fold, and compared with that fold'
 query from the set's own distribution it is uniform in 0..1 (cross-conformal prediction: Vovk,
 Annals of Mathematics and Artificial Intelligence 74, 2015).
 
-Shapes: R references, N queries, D features.
+Shapes: R references, C of them that calibrate, N queries, D features.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ PERCENTILES = tuple(f"{name.removesuffix('_distance')}_percentile" for name in M
 NUM_FOLDS = 5
 _CHUNK = 1024  # queries whose distances to all references are held at once
 _NO_FOLD = -1
+# A percentile to half a thousandth; neighbours of more members would cost their square.
+_MAX_HELD_OUT = 2000
 
 Values = Mapping[str, NDArray[np.float64]]
 
@@ -40,7 +42,8 @@ class OodModel:
         unit_RD: references divided by their length, for neighbours.
         rows_R: int64 sample rows of the references, ascending.
         folds_R: int64 fold of each reference.
-        held_out: distance of each reference to what was fitted without its fold, (R,) each.
+        held_places_C: which references the percentiles are made from.
+        held_out: distance of each of those to what was fitted without its fold, (C,) each.
         num_neighbours: k.
     """
 
@@ -50,6 +53,7 @@ class OodModel:
     unit_RD: NDArray[np.float32]
     rows_R: NDArray[np.int64]
     folds_R: NDArray[np.int64]
+    held_places_C: NDArray[np.int64]
     held_out: Values
     num_neighbours: int
 
@@ -72,49 +76,57 @@ class OodModel:
         self, x_ND: NDArray[np.floating], sample_rows_N: NDArray[np.int64]
     ) -> dict[str, NDArray[np.float64]]:
         place_N, is_member_N = self._places(sample_rows_N)
+        fold_N = np.where(is_member_N, self.folds_R[place_N], _NO_FOLD)
         distances = self._distances_to_references(x_ND)
         distances[np.flatnonzero(is_member_N), place_N[is_member_N]] = np.inf
         away = _away(self.background, x_ND)
         found = _three(self.whole, away, x_ND, _nearest(distances, self.num_neighbours))
-        ranks = {name: np.full(len(x_ND), np.nan) for name in MEASURES}
-        if self.without:
-            ranks = self._ranks(x_ND, distances, away)
+        by_fold = self._by_fold(x_ND, distances, away)
+        for fold, query in enumerate(by_fold):
             for name in ("mahalanobis", "relative_mahalanobis"):
-                own = self.held_out[name][place_N[is_member_N]]
-                found[name][is_member_N] = own
-            for name in MEASURES:
-                own = self.held_out[name]
-                among = _rank(own, own[place_N[is_member_N]])
-                # Its comparison with itself counted a half.
-                ranks[name][is_member_N] = among - 0.5
-        others_N = len(self.rows_R) - is_member_N
+                found[name] = np.where(fold_N == fold, query[name], found[name])
+        is_held_N = is_member_N & np.isin(place_N, self.held_places_C)
+        others_N = len(self.held_places_C) - is_held_N
         for name, percentile in zip(MEASURES, PERCENTILES, strict=True):
-            found[percentile] = (ranks[name] + 0.5) / (others_N + 1)
+            ranks = self._ranks(name, by_fold, fold_N, is_held_N)
+            found[percentile] = (ranks + 0.5) / (others_N + 1)
         return found
 
-    def _ranks(
+    def _by_fold(
         self,
         x_ND: NDArray[np.floating],
         distances_NR: NDArray[np.float32],
         away_N: NDArray[np.float64],
-    ) -> dict[str, NDArray[np.float64]]:
-        """Count the held-out references that lie nearer, each compared within its own fold."""
-        ranks = {name: np.zeros(len(x_ND)) for name in MEASURES}
-        nearest = self._nearest_without_each_fold(distances_NR)
-        for fold, gaussian in enumerate(self.without):
-            of_fold = self.folds_R == fold
-            query = _three(gaussian, away_N, x_ND, nearest[fold])
-            for name in MEASURES:
-                ranks[name] += _rank(self.held_out[name][of_fold], query[name])
-        return ranks
-
-    def _nearest_without_each_fold(
-        self, distances_NR: NDArray[np.float32]
-    ) -> list[NDArray[np.float64]]:
+    ) -> list[dict[str, NDArray[np.float64]]]:
+        """Measure the queries by what was fitted without each fold."""
+        k = self.num_neighbours
         return [
-            _nearest(distances_NR[:, self.folds_R != fold], self.num_neighbours)
-            for fold in range(len(self.without))
+            _three(gaussian, away_N, x_ND, _nearest(distances_NR[:, self.folds_R != fold], k))
+            for fold, gaussian in enumerate(self.without)
         ]
+
+    def _ranks(
+        self,
+        name: str,
+        by_fold: Sequence[Mapping[str, NDArray[np.float64]]],
+        fold_N: NDArray[np.int64],
+        is_held_N: NDArray[np.bool_],
+    ) -> NDArray[np.float64]:
+        """Count the held-out references that lie nearer, each compared within its own fold.
+
+        A member has only the distance without its own fold; that is compared with all others.
+        """
+        if not by_fold:
+            return np.full(len(fold_N), np.nan)
+        held_folds_C = self.folds_R[self.held_places_C]
+        ranks = np.zeros(len(fold_N))
+        for fold, query in enumerate(by_fold):
+            ranks += _rank(self.held_out[name][held_folds_C == fold], query[name])
+        for fold, query in enumerate(by_fold):
+            # The comparison of a value with itself counted a half.
+            among_all = _rank(self.held_out[name], query[name]) - 0.5 * is_held_N
+            ranks = np.where(fold_N == fold, among_all, ranks)
+        return ranks
 
     def _distances_to_references(self, x_ND: NDArray[np.floating]) -> NDArray[np.float32]:
         # Two unit vectors: |a - b|^2 = 2 - 2 a.b; rounding may go a hair below 0.
@@ -138,7 +150,8 @@ class OodModel:
             for field in fields(one)
         }
         found |= {f"held_out.{name}": values for name, values in self.held_out.items()}
-        found |= {n: np.asarray(getattr(self, n)) for n in ("unit_RD", "rows_R", "folds_R")}
+        plain = ("unit_RD", "rows_R", "folds_R", "held_places_C")
+        found |= {name: np.asarray(getattr(self, name)) for name in plain}
         return found | {"num_neighbours": np.asarray(self.num_neighbours)}
 
     @classmethod
@@ -206,6 +219,7 @@ def fit_model(
         unit_RD=unit_length(x_RD),
         rows_R=rows_R,
         folds_R=folds_R,
+        held_places_C=_held_places(rows_R) if without else np.empty(0, np.int64),
         held_out={},
         num_neighbours=num_neighbours,
     )
@@ -220,20 +234,23 @@ def deal_folds(sample_rows_R: NDArray[np.int64]) -> NDArray[np.int64]:
     return folds
 
 
+def _held_places(rows_R: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return places of the references that calibrate: all, or as many as are enough."""
+    keys = [hash_fraction(str(row), "ood-held-out") for row in rows_R.tolist()]
+    return np.sort(np.argsort(keys, kind="stable")[:_MAX_HELD_OUT])
+
+
 def _with_held_out(model: OodModel, x_RD: NDArray[np.floating]) -> OodModel:
-    held_out = {name: np.empty(len(x_RD)) for name in MEASURES}
-    for fold, gaussian in enumerate(model.without):
-        of_fold = model.folds_R == fold
-        for start in range(0, int(of_fold.sum()), _CHUNK):
-            places = np.flatnonzero(of_fold)[start : start + _CHUNK]
-            x = x_RD[places]
-            distances = model._distances_to_references(x)[:, ~of_fold]
-            away = _away(model.background, x)
-            three = _three(gaussian, away, x, _nearest(distances, model.num_neighbours))
-            for name, values in three.items():
-                held_out[name][places] = values
-    parts = {field.name: getattr(model, field.name) for field in fields(model)}
-    return OodModel(**{**parts, "held_out": held_out})
+    places = model.held_places_C
+    held_out = {name: np.empty(len(places)) for name in MEASURES}
+    for start in range(0, len(places), _CHUNK):
+        part = places[start : start + _CHUNK]
+        x, folds = x_RD[part], model.folds_R[part]
+        by_fold = model._by_fold(x, model._distances_to_references(x), _away(model.background, x))
+        for name in MEASURES:
+            of_own = np.choose(folds, [query[name] for query in by_fold])
+            held_out[name][start : start + _CHUNK] = of_own
+    return replace(model, held_out=held_out)
 
 
 def _three(

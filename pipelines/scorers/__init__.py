@@ -3,11 +3,6 @@
 from pipelines.scorers.base import Pack
 from pipelines.scorers.classical import CLASSICAL
 from pipelines.scorers.natural_statistics import NATURAL_STATISTICS
+from pipelines.scorers.safety import SAFETY
 
-PACKS: dict[str, Pack] = {
-    pack.name: pack
-    for pack in (
-        CLASSICAL,
-        NATURAL_STATISTICS,
-    )
-}
+PACKS: dict[str, Pack] = {pack.name: pack for pack in (CLASSICAL, NATURAL_STATISTICS, SAFETY)}

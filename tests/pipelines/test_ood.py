@@ -121,14 +121,14 @@ def test_a_reference_is_measured_by_what_was_fitted_without_it():
 
 def test_relative_distance_is_the_difference_of_two_gaussians_squared_distances():
     # Both vary in the second direction alike: what is unusual there cancels.
-    references = normal(40_000, 2) * np.array([1.0, 3.0])
-    background = normal(40_000, 2, seed=1) * np.array([4.0, 3.0])
+    references = normal(4000, 2) * np.array([1.0, 3.0])
+    background = normal(4000, 2, seed=1) * np.array([4.0, 3.0])
     model = fitted(references, background_BD=background)
     queries = np.array([[0.0, 6.0], [2.0, 0.0], [4.0, 6.0]])
     found = model.measure(queries, np.array([-1, -2, -3]))
-    assert found["mahalanobis"] ** 2 == pytest.approx([4, 4, 20], rel=0.05)
+    assert found["mahalanobis"] ** 2 == pytest.approx([4, 4, 20], rel=0.1)
     expected = [0, 4 - 4 / 16, 16 - 1]
-    assert found["relative_mahalanobis"] == pytest.approx(expected, rel=0.05, abs=0.1)
+    assert found["relative_mahalanobis"] == pytest.approx(expected, rel=0.1, abs=0.3)
 
 
 @pytest.mark.parametrize("count", [20, 60, 400])
@@ -152,8 +152,18 @@ def test_percentiles_of_members_are_spread_evenly_and_of_strangers_are_at_the_en
     for name in PERCENTILES:
         assert np.sort(members[name]) == pytest.approx((np.arange(100) + 0.5) / 100)
     assert strangers["mahalanobis_percentile"].min() > 0.99
-    # Cosines know no length: the neighbours are nearer than the distance tells.
-    assert strangers["knn_percentile"].min() > 0.5
+
+
+def test_more_references_than_calibrate_leave_the_percentiles_as_they_are(monkeypatch):
+    x, queries = normal(600, 6), normal(200, 6, seed=1)
+    whole = fitted(x).measure(queries, np.arange(200) + 1000)
+    monkeypatch.setattr("pipelines.ood_model._MAX_HELD_OUT", 300)
+    capped = fitted(x)
+    found = capped.measure(queries, np.arange(200) + 1000)
+    members = capped.measure(x, np.arange(600))
+    for name in ("mahalanobis_percentile", "knn_percentile"):
+        assert found[name] == pytest.approx(whole[name], abs=0.12)
+        assert np.sort(members[name]) == pytest.approx((np.arange(600) + 0.5) / 600, abs=0.1)
 
 
 def test_folds_are_of_equal_size_and_belong_to_the_rows():
