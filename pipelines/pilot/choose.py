@@ -33,9 +33,9 @@ def choose(found: Comparison, detail_tolerance: float) -> list[int]:
     """Return the candidate of each band.
 
     A candidate is accepted in a band where it lowers the loss by more than its standard error and
-    true detail does not fall by more than the tolerance, beyond its own error. As levels rise candidates may only get
-    laxer (see `PilotCalibrated`), so the best sequence is chosen, not the best of each band: the
-    one with the largest sum of gains, each less its error.
+    true detail does not fall by more than the tolerance, beyond its own error. As levels rise
+    candidates may only get laxer (see `PilotCalibrated`), so the best sequence is chosen, not the
+    best of each band: the one with the largest sum of gains, each less its error.
     """
     value = found.gain - found.gain_error
     loses_detail = found.detail + found.detail_error < -detail_tolerance
