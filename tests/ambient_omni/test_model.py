@@ -14,6 +14,7 @@ from ambient_omni.models.config import (
     UNet2DConfig,
 )
 from ambient_omni.models.model import build_model
+from ambient_omni.models.networks import device_of
 from ambient_omni.models.objectives import denoising_pair, squared_error
 from schemas.errors import BadInput
 from tests.data.pipelines import save_stable_diffusion
@@ -147,21 +148,21 @@ def test_classes_of_the_data_do_not_make_a_model_conditional():
     assert torch.isfinite(loss_of(model))
 
 
-@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_on_a_gpu_in_half_precision_a_model_says_about_the_same(kind, precision):
+def test_in_half_precision_a_model_says_about_the_same_on_a_gpu_where_there_is_one(kind, precision):
     model = build_model(settings(PLAIN, kind), SHAPE)
     x_t = rng.torch_normal((4, *SHAPE), 0, "x")
     sigma = torch.tensor([0.02, 0.3, 3.0, 80.0])
     with torch.no_grad():
-        model.denoiser.network.unet.conv_out.bias.fill_(0.5)
+        last = model.denoiser.network.unet.conv_out.weight
+        last.copy_(0.1 * rng.torch_normal(last.shape, 0, "last"))
         expected = model.denoiser(x_t, sigma)
         model.on_accelerator()
-        device = model.parameterisation.log_sigmas.device
+        device = device_of(model.denoiser)
         with torch.autocast(device.type, precision):
             found = model.denoiser(x_t.to(device), sigma.to(device))
     assert found.dtype == torch.float32
     scale = model.parameterisation.coefficients(sigma.to(device)).out.abs().cpu()
     error = (found.cpu() - expected).abs().amax(dim=(1, 2, 3))
-    assert (error < 0.02 * scale).all()
+    assert (error < 0.1 * scale).all()
