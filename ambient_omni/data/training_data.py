@@ -282,7 +282,7 @@ def label_numbers(
     if strange:
         raise BadInput(
             f"{len(strange)} {what} have no label that the model knows (first: {strange[0]!r}): "
-            "label them, or train without `conditional`"
+            "label them, or set condition.kind to none"
         )
     return np.array([number[name] for name in names if name is not None], np.int64)
 
