@@ -33,7 +33,6 @@ from ambient_omni.models.model import Model
 from ambient_omni.models.networks import LabelDiT
 from ambient_omni.models.patched_unet import PatchedUNet
 from ambient_omni.models.preconditioning import Parameterisation
-from ambient_omni.models.pretrained import plain_network
 from ambient_omni.models.text import CaptionConditioner
 from ambient_omni.noise.priors import Prior
 from schemas.errors import BadInput
@@ -77,7 +76,7 @@ def export_pipeline(
     Raises:
         BadInput: the model works on latents and has no codec.
     """
-    network = plain_network(model)
+    network = model.plain_network
     if model.codec is None and network.config.in_channels != 3:
         raise BadInput("a model of latents is exported with its VAE: open it with its codec")
     names = {str(number): name for number, name in enumerate(label_names)}
@@ -117,7 +116,7 @@ def _scheduler(parameterisation: Parameterisation, prior: Prior | None) -> Any:
 
 def _plain_pipeline(model: Model, scheduler: Any, names: dict[str, str]) -> Any:
     """Return a pipeline of one of diffusers' own classes; None if none of them fits."""
-    network, form = plain_network(model), model.parameterisation
+    network, form = model.plain_network, model.parameterisation
     if model.codec is None:
         fits = type(network) is _D.UNet2DModel and model.conditioner is None
         return _D.DDIMPipeline(network, scheduler) if fits and form.config.has_timesteps else None
@@ -149,7 +148,7 @@ def _plain_pipeline(model: Model, scheduler: Any, names: dict[str, str]) -> Any:
 def _own_pipeline(
     model: Model, scheduler: Any, names: dict[str, str], prior: Prior | None
 ) -> ExportedPipeline:
-    network, form, conditioner = plain_network(model), model.parameterisation, model.conditioner
+    network, form, conditioner = model.plain_network, model.parameterisation, model.conditioner
     captioned = conditioner if isinstance(conditioner, CaptionConditioner) else None
     null = len(names) if names else 0 if isinstance(model.denoiser.network, LabelDiT) else None
     lowest, highest = level_range(SampleConfig(), form, prior)

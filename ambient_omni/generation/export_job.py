@@ -9,7 +9,8 @@ from ambient_omni.generation.card import read_card, write_card
 from ambient_omni.generation.config import ExportJob
 from ambient_omni.generation.export import export_pipeline
 from ambient_omni.generation.job import checkpoint_path
-from ambient_omni.models.pretrained import has_adapters, save_lora, save_pipeline
+from ambient_omni.models.adapters import has_adapters, save_lora
+from ambient_omni.models.pretrained import save_pipeline
 from ambient_omni.training.run_record import find_run
 from ambient_omni.training.trained import TrainedModel, load_trained
 from schemas.errors import BadInput

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,12 @@ class Model:
     codec: LatentCodec | None
     parameterisation: Parameterisation
     loss_weighting: nn.Module
+
+    @property
+    def plain_network(self) -> Any:
+        """The module of diffusers inside: a U-Net or a transformer."""
+        network: Any = self.denoiser.network
+        return network.transformer if hasattr(network, "transformer") else network.unet
 
     def on_accelerator(self) -> Model:
         """Move everything to the machine's GPU, if it has one, and return this."""

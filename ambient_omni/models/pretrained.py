@@ -13,10 +13,10 @@ from typing import Any, cast
 
 from torch import nn
 
-from ambient_omni import rng
 from ambient_omni.data.config import LatentConfig
 from ambient_omni.data.latents import LatentCodec
 from ambient_omni.hub import find_part, read_json
+from ambient_omni.models.adapters import add_adapters
 from ambient_omni.models.conditions import Conditioner
 from ambient_omni.models.config import (
     ConditionConfig,
@@ -26,7 +26,7 @@ from ambient_omni.models.config import (
 from ambient_omni.models.model import Model
 from ambient_omni.models.networks import LabelUNet, TextUNet
 from ambient_omni.models.preconditioning import SIGMA_DATA, Denoiser, Parameterisation
-from ambient_omni.models.pretrained_config import LoraConfig, PretrainedConfig
+from ambient_omni.models.pretrained_config import PretrainedConfig
 from ambient_omni.models.text import CaptionConditioner
 from ambient_omni.models.two_encoders import TwoEncoderConditioner
 from ambient_omni.models.weighting import build_weighting
@@ -151,71 +151,26 @@ def load_pretrained(
     )
 
 
-def add_adapters(unet: Any, lora: LoraConfig, seed: int) -> None:
-    """Freeze a U-Net of diffusers and put adapters beside its layers.
+def save_pipeline(model: Model, config: PretrainedConfig, folder: Path) -> None:
+    """Write the whole pipeline that a model was fine-tuned from, with the network it has now.
 
     Raises:
-        BadInput: the network takes none in diffusers, or has no layer of the given names.
+        BadInput: a part of the pipeline is gone, or has no safetensors.
     """
-    from peft import LoraConfig as PeftConfig
-
-    if not hasattr(unet, "add_adapter"):
-        raise BadInput(
-            f"diffusers loads no LoRA into a {type(unet).__name__}: "
-            "leave out init_from.lora to train all of it"
-        )
-    unet.requires_grad_(False)
-    wanted = PeftConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha or lora.rank,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
-        init_lora_weights="gaussian",
-    )
-    try:
-        with rng.torch_seeded(seed, "lora"):
-            unet.add_adapter(wanted)
-    except ValueError as error:
-        raise BadInput(
-            f"init_from.lora.target_modules: {' '.join(str(error).split())[:200]}"
-        ) from error
-
-
-def has_adapters(model: Model) -> bool:
-    """Say whether a model consists of adapters beside frozen weights."""
-    return hasattr(plain_network(model), "peft_config")
-
-
-def plain_network(model: Model) -> Any:
-    """Return the module of diffusers inside a model."""
-    network: Any = model.denoiser.network
-    return network.transformer if hasattr(network, "transformer") else network.unet
-
-
-def save_lora(model: Model, folder: Path) -> None:
-    """Write the adapters as `load_lora_weights` of diffusers reads them, in safetensors."""
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
-    from peft.utils import get_peft_model_state_dict
-
-    unet = plain_network(model)
-    (adapter,) = unet.peft_config.values()
-    convert: Any = convert_state_dict_to_diffusers
-    StableDiffusionPipeline.save_lora_weights(
-        folder,
-        unet_lora_layers=convert(get_peft_model_state_dict(unet)),
-        # Without it diffusers would take the rank for alpha.
-        unet_lora_adapter_metadata=adapter.to_dict(),
-    )
-
-
-def save_pipeline(model: Model, config: PretrainedConfig, folder: Path) -> None:
-    """Write the whole pipeline that a model was fine-tuned from, with the network it has now."""
     from diffusers import DiffusionPipeline
 
-    pipeline = cast(Any, DiffusionPipeline).from_pretrained(
-        config.path, revision=config.revision, unet=plain_network(model)
-    )
+    local = Path(config.path).expanduser()
+    try:
+        pipeline = cast(Any, DiffusionPipeline).from_pretrained(
+            local if local.is_dir() else config.path,
+            revision=config.revision,
+            unet=model.plain_network,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"the pipeline {config.path} cannot be loaded: {' '.join(str(error).split())[:200]}"
+        ) from error
     pipeline.save_pretrained(folder, safe_serialization=True)
 
 

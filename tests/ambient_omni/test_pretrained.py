@@ -13,12 +13,11 @@ from diffusers import (
 from ambient_omni import rng
 from ambient_omni.generation.config import SampleConfig
 from ambient_omni.generation.sampling import Sampler
+from ambient_omni.models.adapters import save_lora
 from ambient_omni.models.objectives import denoising_pair
 from ambient_omni.models.pretrained import (
     load_pretrained,
-    plain_network,
     pretrained_settings,
-    save_lora,
     save_pipeline,
 )
 from ambient_omni.models.pretrained_config import LoraConfig, PretrainedConfig
@@ -252,7 +251,7 @@ def test_a_pipeline_that_does_not_fit_is_refused(tmp_path, file, change, message
 def test_pickled_weights_are_refused(tmp_path):
     unet = save_stable_diffusion(tmp_path) / "unet"
     model = load_pretrained(PretrainedConfig(path=str(tmp_path)))
-    torch.save(plain_network(model).state_dict(), unet / "diffusion_pytorch_model.bin")
+    torch.save(model.plain_network.state_dict(), unet / "diffusion_pytorch_model.bin")
     (unet / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(BadInput, match="cannot be loaded"):
         load_pretrained(PretrainedConfig(path=str(tmp_path)))
