@@ -3,19 +3,25 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dagster_project import measured_rules
 from dagster_project.operations.classifiers import promoted_id
-from dagster_project.recipe import ClassifierRule, FixedRule, RankRule, Recipe
+from dagster_project.recipe import Recipe
 from dagster_project.request import Request
+from dagster_project.rules import (
+    ClassifierRule,
+    FixedRule,
+    PilotRule,
+    RankRule,
+    SampleSizeRule,
+)
 from pipelines.freezing import freeze_quality_rank
-from pipelines.policies import ClassifierThreshold, FixedPerSource, QualityRank, load
+from pipelines.policies import AnyPolicy, ClassifierThreshold, FixedPerSource, QualityRank, load
 from schemas.reference_sets import TRUSTED
 from schemas.root import Root
 
 if TYPE_CHECKING:
     from ambient_omni.evaluation import HeldOutLoss
     from ambient_omni.training.config import TrainConfig
-
-AnyPolicy = ClassifierThreshold | FixedPerSource | QualityRank
 
 
 def classifier_id_of(root: Root, request: Request) -> str:
@@ -38,46 +44,68 @@ def classifier_id_of(root: Root, request: Request) -> str:
     )
 
 
-def policies_of(root: Root, request: Request, recipe: Recipe) -> dict[str, AnyPolicy]:
+def policies_of(
+    root: Root, request: Request, recipe: Recipe, *, make: bool = False
+) -> dict[str, AnyPolicy]:
     """Return the policy of each arm.
 
+    Args:
+        root: where the measurements are.
+        request: the batches.
+        recipe: the arms.
+        make: run what a rule measures by training (pilots, crop classifiers) if it is missing.
+
     Raises:
-        TableMissing: a policy reads a classifier or scores that are not there yet.
+        TableMissing: a policy reads a classifier, scores or trainings that are not there yet.
     """
-    return {arm: policy_of(root, request, recipe, arm) for arm in recipe.arms}
+    return {arm: policy_of(root, request, recipe, arm, make=make) for arm in recipe.arms}
 
 
-def policy_of(root: Root, request: Request, recipe: Recipe, arm: str) -> AnyPolicy:
+def policy_of(
+    root: Root, request: Request, recipe: Recipe, arm: str, *, make: bool = False
+) -> AnyPolicy:
     """Return the policy of one arm, named as the arm."""
     rule, space = recipe.arms[arm], recipe.transform.noise_space
     if isinstance(rule, ClassifierRule):
-        return ClassifierThreshold(
-            name=arm,
-            noise_space=space,
-            classifier_id=classifier_id_of(root, request),
-            tau=rule.tau,
-            smoothing_octaves=rule.smoothing_octaves,
-            decay_exponent=rule.decay_exponent,
-        )
+        return _threshold(root, request, rule, space, arm)
     if isinstance(rule, FixedRule):
         return FixedPerSource(name=arm, noise_space=space, levels=rule.levels)
-    return _frozen_rank(root, arm, rule, space) or freeze_quality_rank(
-        root,
-        request.of_role("pool"),
-        pack=recipe.scores.pack,
-        column=rule.column,
-        good_fraction=rule.good_fraction,
-        sigma_min_rest=rule.sigma_min_rest,
-        noise_space=space,
-        name=arm,
-    )
+    if isinstance(rule, RankRule):
+        return _frozen_rank(root, arm, rule, space) or freeze_quality_rank(
+            root,
+            request.of_role("pool"),
+            pack=recipe.scores.pack,
+            column=rule.column,
+            good_fraction=rule.good_fraction,
+            sigma_min_rest=rule.sigma_min_rest,
+            noise_space=space,
+            name=arm,
+        )
+    place = measured_rules.Place(root, request, recipe, arm, make)
+    if isinstance(rule, SampleSizeRule):
+        return measured_rules.sample_size(place, rule, classifier_id_of(root, request))
+    if isinstance(rule, PilotRule):
+        return measured_rules.pilot(place, rule, classifier_id_of(root, request))
+    floor = rule.floor
+    if isinstance(floor, FixedRule):
+        under: FixedPerSource | ClassifierThreshold = FixedPerSource(
+            noise_space=space, levels=floor.levels
+        )
+    else:
+        under = _threshold(root, request, floor, space, "")
+    return measured_rules.window(place, rule, under)
 
 
 def config_of(root: Root, request: Request, recipe: Recipe, arm: str) -> "TrainConfig":
     """Return the configuration of an arm's run."""
     policy_id = policy_of(root, request, recipe, arm).policy_id
     batches = request.of_role("reference", "pool")
-    return recipe.training.of_arm(arm, policy_id, batches, recipe.transform)
+    config = recipe.training.of_arm(arm, policy_id, batches, recipe.transform)
+    rule = recipe.arms[arm]
+    if not (isinstance(rule, ClassifierRule) and rule.soft):
+        return config
+    sampling = config.sampling.model_copy(update={"soft_floors": True})
+    return config.model_copy(update={"sampling": sampling})
 
 
 def run_id_of(root: Root, request: Request, recipe: Recipe, arm: str) -> str:
@@ -116,6 +144,20 @@ def judging_set(request: Request) -> str:
     arm chose its checkpoint by.
     """
     return "evaluation" if request.of_role("evaluation") else "validation"
+
+
+def _threshold(
+    root: Root, request: Request, rule: ClassifierRule, space: str, name: str
+) -> ClassifierThreshold:
+    return ClassifierThreshold(
+        name=name,
+        noise_space=space,
+        classifier_id=classifier_id_of(root, request),
+        tau=rule.tau,
+        smoothing_octaves=rule.smoothing_octaves,
+        decay_exponent=rule.decay_exponent,
+        soft=rule.soft,
+    )
 
 
 def _frozen_rank(root: Root, arm: str, rule: RankRule, space: str) -> QualityRank | None:

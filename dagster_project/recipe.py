@@ -2,7 +2,7 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -11,6 +11,7 @@ from ambient_omni.classifier.config import ClassifierConfig
 from ambient_omni.data.transforms import Transform
 from ambient_omni.training.config import TrainConfig
 from dagster_project.operations.config import OperationsConfig
+from dagster_project.rules import Rule
 from pipelines.demo_data import DemoDataConfig
 from pipelines.ingest.config import IngestConfig
 from pipelines.jobs.ood import OodConfig
@@ -25,40 +26,6 @@ _GIVEN_BY_THE_GRAPH = ("name", "policy_id", "batches", "transform")
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ClassifierRule(_Frozen):
-    """An arm whose levels come from the recipe's noise classifier."""
-
-    kind: Literal["classifier_threshold"]
-    tau: float = Field(
-        default=0.45, gt=0, lt=1, description="P(trusted) that counts as indistinguishable."
-    )
-    smoothing_octaves: float = Field(
-        default=0.25, ge=0, description="Average of a curve over neighbouring levels."
-    )
-    decay_exponent: float | None = Field(
-        default=2.0, gt=0, description="See `policies.ClassifierThreshold`."
-    )
-
-
-class FixedRule(_Frozen):
-    """An arm with one level per source; "*" is every other source, null is never."""
-
-    kind: Literal["fixed_per_source"]
-    levels: dict[str, float | None] = Field(min_length=1)
-
-
-class RankRule(_Frozen):
-    """An arm that trusts the best share by one score and gives the rest one level."""
-
-    kind: Literal["quality_rank"]
-    column: str = Field(description="Score of the recipe's pack; greater is better.")
-    good_fraction: float = Field(ge=0, le=1)
-    sigma_min_rest: float | None = Field(ge=0)
-
-
-Rule = Annotated[ClassifierRule | FixedRule | RankRule, Field(discriminator="kind")]
 
 
 class Training(TrainConfig):
@@ -127,7 +94,8 @@ class Recipe(_Frozen):
                 raise ValueError(f"{role} {arm!r} is none of the arms {sorted(self.arms)}")
         if self.scores.encoder != self.ood.encoder:
             raise ValueError("scores.encoder and ood.encoder differ; distances need its vectors")
-        self.training.network.require_fit(self.transform.resolution)
+        if self.training.latents is None and self.training.init_from is None:
+            self.training.network.require_fit(self.transform.resolution)
         return self
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dagster_project.arms import judging_set, policy_of, run_id_of
-from dagster_project.recipe import ClassifierRule
 from dagster_project.request import REFERENCE, Request
 from schemas.root import Root
 

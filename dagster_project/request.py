@@ -119,6 +119,18 @@ class Request(BaseModel):
         verdict = self.verdicts.get(batch)
         return verdict is not None and verdict.status == "held"
 
+    def require_let_in(self, batch: str) -> None:
+        """Check that a batch may be worked on.
+
+        Raises:
+            BadInput: it is held back; the message says why.
+        """
+        if self.is_held(batch):
+            raise BadInput(
+                f"batch {batch} is held back: it {self.verdicts[batch].why}; let it in with "
+                f"`ambient-omni accept {batch} --why ...`"
+            )
+
     def batch(self, name: str) -> BatchRequest:
         """Return one batch.
 

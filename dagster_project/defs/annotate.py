@@ -65,6 +65,7 @@ def noise_curves(context: dg.AssetExecutionContext, project: Project) -> Result:
     from pipelines.jobs.curves import curves
 
     root, request, batch = project.root, project.request, context.partition_key
+    request.require_let_in(batch)
     classifier_id = classifier_id_of(root, request)
     report = run_job(curves, root, batch, classifier_id, settings=request.full_recipe.spark)
     where = {"classifier_id": classifier_id, "ingest_batch": batch}
@@ -88,8 +89,9 @@ def noise_annotations(context: dg.AssetExecutionContext, project: Project) -> Re
     from pipelines.jobs.annotate import annotate
 
     root, request, batch = project.root, project.request, context.partition_key
+    request.require_let_in(batch)
     recipe, began = request.full_recipe, time.monotonic()
-    policies = policies_of(root, request, recipe)
+    policies = policies_of(root, request, recipe, make=True)
     reports = {arm: run_job(annotate, root, batch, policies[arm]) for arm in policies}
     ids = {arm: policy.policy_id for arm, policy in policies.items()}
     main = {"policy_id": ids[recipe.main_arm], "ingest_batch": batch}

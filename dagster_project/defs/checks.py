@@ -1,7 +1,7 @@
 """What must hold before anything is trained on: each failure says which rows."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -47,9 +47,10 @@ def every_attempt_is_accounted_for(
 def every_sample_is_scored(
     context: dg.AssetCheckExecutionContext, project: Project
 ) -> dg.AssetCheckResult:
-    """Compare `samples` with the scores of the recipe's pack."""
-    table = f"scores/{project.request.full_recipe.scores.pack}"
-    return _covers(project.root, table, context.partition_key)
+    """Compare `samples` with the scores of each pack of the recipe."""
+    batch = context.partition_key
+    tables = [f"scores/{name}" for name in project.request.full_recipe.scores.packs]
+    return _first_failure([_covers(project.root, table, batch) for table in tables])
 
 
 @dg.asset_check(
@@ -66,8 +67,7 @@ def every_sample_is_annotated(
     policies = pc.unique(rows["policy_id"]).to_pylist()
     if not policies:
         return _result(f"batch {batch} has no annotation under any policy", {})
-    results = [_covers(root, "noise_annotations", batch, p) for p in policies]
-    return next((r for r in results if not r.passed), results[0])
+    return _first_failure([_covers(root, "noise_annotations", batch, p) for p in policies])
 
 
 @dg.asset_check(
@@ -95,8 +95,10 @@ def scores_fulfil_their_contract(
     context: dg.AssetCheckExecutionContext, project: Project
 ) -> dg.AssetCheckResult:
     """Hold the batch's rows against the contract once more, as they are read."""
-    table = f"scores/{project.request.full_recipe.scores.pack}"
-    return _fulfils(project.root, table, context.partition_key, _unexplained_nulls)
+    batch = context.partition_key
+    tables = [f"scores/{name}" for name in project.request.full_recipe.scores.packs]
+    results = [_fulfils(project.root, table, batch, _unexplained_nulls) for table in tables]
+    return _first_failure(results)
 
 
 @dg.asset_check(
@@ -249,6 +251,10 @@ def _unexplained_nulls(rows: pa.Table) -> str:
         if len(bad):
             return _named(bad, f"rows with no {name} and no reason")
     return ""
+
+
+def _first_failure(results: Sequence[dg.AssetCheckResult]) -> dg.AssetCheckResult:
+    return next((result for result in results if not result.passed), results[0])
 
 
 def _covers(

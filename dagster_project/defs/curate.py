@@ -1,6 +1,7 @@
 """Group `curate`: what is trusted, and what can be measured of every image."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 
@@ -70,14 +71,18 @@ def reference_sets(project: Project) -> Result:
 def measure(context: dg.AssetExecutionContext, project: Project) -> Iterator[Result]:
     """Score and embed one batch; every image is decoded once."""
     from pipelines.jobs.score import score
-    from pipelines.scorers import PACKS
 
     recipe, root, batch = project.request.full_recipe, project.root, context.partition_key
     report = run_job(score, root, batch, recipe.scores, settings=recipe.spark)
+    more: dict[str, Any] = {}
+    for pack in recipe.scores.packs:
+        more |= score_pictures(root, f"scores/{pack}", batch)
     table = f"scores/{recipe.scores.pack}"
-    scored = {"scorer_version": PACKS[recipe.scores.pack].version, "ingest_batch": batch}
-    pictures = score_pictures(root, table, batch)
-    yield job_result(root, report, table, scored, asset_key="quality_scores", more=pictures)
+    scored = {
+        "scorer_version": recipe.scores.pack_of(recipe.scores.pack).version,
+        "ingest_batch": batch,
+    }
+    yield job_result(root, report, table, scored, asset_key="quality_scores", more=more)
     where = {"ingest_batch": batch}
     if recipe.scores.encoder is not None:
         where["encoder_version"] = recipe.scores.encoder.encoder_version

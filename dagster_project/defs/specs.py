@@ -38,8 +38,10 @@ def due() -> dg.AutomationCondition[Any]:
     """Return when a partition of a batch is materialized by itself.
 
     It is new, its code version changed, or what it reads has other data than before (not: was
-    merely looked at again); all it reads is there, none of it is being made, and no blocking check
-    failed above it. What failed waits for a person or for the nightly schedule.
+    merely looked at again); all it reads is there, and none of it is being made. What failed waits
+    for a person or for the nightly schedule. Blocking checks are no part of this: the history knows
+    one verdict per check, not one per batch, so a bad batch would stop all others. A batch that is
+    held back refuses by itself.
     """
     condition: Any = dg.AutomationCondition
     reason = (
@@ -54,7 +56,6 @@ def due() -> dg.AutomationCondition[Any]:
         & ~condition.any_deps_missing()
         & ~condition.any_deps_in_progress()
         & ~condition.in_progress()
-        & condition.all_deps_blocking_checks_passed()
     )
     labelled: dg.AutomationCondition[Any] = whole.with_label("new or stale")
     return labelled
@@ -86,18 +87,19 @@ def code_versions(project: Project) -> dict[str, str]:
     scores: Mapping[str, Any] = recipe.get("scores", {})
     try:
         versions |= _measures(scores)
-    except (AmbientOmniError, ImportError, KeyError):
+    except (AmbientOmniError, ImportError, ValueError):
         return versions  # an extra is not installed here: the page can still be looked at
     return versions
 
 
-def _measures(scores: Mapping[str, Any]) -> dict[str, str]:
-    from pipelines.encoders import EncoderConfig
-    from pipelines.scorers import PACKS
+def _measures(values: Mapping[str, Any]) -> dict[str, str]:
+    from pipelines.jobs.score import ScoreConfig
 
-    found = {"quality_scores": PACKS[scores.get("pack", "classical")].version}
-    encoder = scores.get("encoder", {})
-    if encoder is not None:
-        found["embeddings"] = EncoderConfig.model_validate(encoder).encoder_version
+    scores = ScoreConfig.model_validate(values)
+    versions = [scores.pack_of(name).version for name in scores.packs]
+    found = {"quality_scores": versions[0] if len(versions) == 1 else canonical_hash(versions)}
+    if scores.encoder is not None:
+        found["embeddings"] = scores.encoder.encoder_version
+        # Distances are made of embeddings alone, by code of theirs that changes their own version.
         found["ood_scores"] = found["embeddings"]
     return found

@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from dagster_project.operations.config import DriftConfig
 from dagster_project.request import Request
+from schemas.errors import BadInput
+from schemas.registry import contract
 from schemas.root import Root
 
 LEVEL = "sigma_min"
@@ -136,11 +138,13 @@ def _chi_squared_quantile(degrees: int) -> float:
 
 
 def _scores(root: Root, request: Request, batch: str, column: str) -> NDArray[np.float64]:
-    from pipelines.scorers import PACKS
-
-    pack = request.full_recipe.scores.pack
-    where = {"ingest_batch": batch, "scorer_version": PACKS[pack].version}
-    return _column(root, f"scores/{pack}", column, where)
+    scores = request.full_recipe.scores
+    for pack in scores.packs:
+        table = f"scores/{pack}"
+        if column in contract(table).names:
+            version = scores.pack_of(pack).version
+            return _column(root, table, column, {"ingest_batch": batch, "scorer_version": version})
+    raise BadInput(f"operations.drift.columns: no pack of the recipe has a score {column!r}")
 
 
 def _levels(root: Root, batch: str, policy_id: str | None) -> NDArray[np.float64]:

@@ -120,10 +120,11 @@ def register_new(
     """
     with root.lock("drops", watch.name):
         found = listing or look(watch, time.time() if now is None else now)
-        _finish_staging(root, watch, found)
-        taken = taken_of(root, watch)
-        number = _next_number(root, watch)
-        drops = []
+        before = manifests(root, watch)
+        _finish_staging(root, watch, found, before)
+        taken = {key for drop in before for key in drop.files}
+        number = _next_number(root, watch, before)
+        drops: list[Drop] = []
         for kind, files in _groups(found, taken, watch.max_files_per_batch):
             drop = Drop(f"{watch.name}-{number:05d}", watch.name, watch.role, kind, tuple(files))
             # The manifest first: what it names is taken, whatever happens from here on.
@@ -131,16 +132,8 @@ def register_new(
             _stage(root, watch, drop, found)
             drops.append(drop)
             number += 1
-        _ask_for(root, watch, drops)
+        _ask_for(root, watch, [*before, *drops])
     return drops
-
-
-def taken_of(root: Root, watch: Watch) -> set[Key]:
-    """Return what was taken from a watched folder before."""
-    taken: set[Key] = set()
-    for drop in manifests(root, watch):
-        taken.update(drop.files)
-    return taken
 
 
 def manifests(root: Root, watch: Watch) -> list[Drop]:
@@ -174,12 +167,11 @@ def _groups(found: Listing, taken: set[Key], largest: int) -> Iterator[tuple[Kin
 
 def _ask_for(root: Root, watch: Watch, drops: Iterable[Drop]) -> None:
     """Put the batches, and those that a killed process left, into the root's request."""
-    wanted = {drop.batch: drop for drop in [*manifests(root, watch), *drops]}
     new = [
         BatchRequest(
             name=drop.batch, role=watch.role, source=str(source_of(root, drop)), stream=watch.name
         )
-        for drop in wanted.values()
+        for drop in drops
     ]
 
     def change(request: Request) -> Request:
@@ -217,9 +209,9 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _finish_staging(root: Root, watch: Watch, found: Listing) -> None:
+def _finish_staging(root: Root, watch: Watch, found: Listing, drops: Iterable[Drop]) -> None:
     """Link the files of a manifest whose process was killed before it had done so."""
-    for drop in manifests(root, watch):
+    for drop in drops:
         staged = root.path / FOLDER / drop.batch
         if staged.exists() or root.tables.fingerprint("samples", {"ingest_batch": drop.batch}):
             continue
@@ -248,9 +240,9 @@ def _from_attempts(root: Root, watch: Watch, row: dict[str, Any]) -> Drop:
     return Drop(batch, watch.name, row["role"], kind, tuple(files))
 
 
-def _next_number(root: Root, watch: Watch) -> int:
+def _next_number(root: Root, watch: Watch, drops: Iterable[Drop]) -> int:
     request = Request.load(root)
-    names = {drop.batch for drop in manifests(root, watch)}
+    names = {drop.batch for drop in drops}
     names |= {batch.name for batch in request.batches} if request else set()
     names |= set(root.tables.read("ingest_batches", ["ingest_batch"])["ingest_batch"].to_pylist())
     numbers = [int(name.rsplit("-", 1)[1]) for name in names if _is_of(name, watch)]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dagster_project.operations.config import Watch
-from dagster_project.operations.drops import FOLDER, look, manifests, register_new, taken_of
+from dagster_project.operations.drops import FOLDER, look, manifests, register_new
 from dagster_project.recipe import load_recipe
 from dagster_project.request import Request
 from pipelines.ingest import ingest
@@ -32,6 +32,10 @@ def drop(watch, name, data=b"x", age=OLD):
     path.write_bytes(data)
     os.utime(path, (time.time() - age,) * 2)
     return path
+
+
+def taken_of(root, watch):
+    return {key for one in manifests(root, watch) for key in one.files}
 
 
 def taken(drops):

@@ -1,0 +1,151 @@
+"""Rules whose thresholds are measured once and then frozen: a new batch falls under the same."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dagster_project.recipe import Recipe
+from dagster_project.request import Request
+from dagster_project.rules import PilotRule, SampleSizeRule, WindowRule
+from pipelines.freezing import freeze_crop_window, freeze_sample_size
+from pipelines.pilot.config import PilotConfig
+from pipelines.policies import (
+    AnyPolicy,
+    ClassifierThreshold,
+    CropWindow,
+    FixedPerSource,
+    PilotCalibrated,
+    SampleSizeAware,
+    load,
+    register,
+)
+from schemas.errors import TableMissing
+from schemas.reference_sets import TRUSTED
+from schemas.root import Root, write_json
+
+_NOT_YET = "arm {arm!r}: {what} were not run yet; they run with the annotations"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rule is applied: the arm of a recipe in a root, and whether it may train."""
+
+    root: Root
+    request: Request
+    recipe: Recipe
+    arm: str
+    make: bool
+
+    def frozen(self, kind: str) -> Iterator[AnyPolicy]:
+        """Yield the arm's registered policies of a kind."""
+        where = {"name": self.arm, "kind": kind}
+        for row in self.root.tables.read("policies", ["policy_id"], where).to_pylist():
+            yield load(self.root, row["policy_id"])
+
+    def require_make(self, what: str) -> None:
+        """Refuse to train on the way to a question.
+
+        Raises:
+            TableMissing: this is not the annotation step.
+        """
+        if not self.make:
+            raise TableMissing(_NOT_YET.format(arm=self.arm, what=what))
+
+
+def sample_size(place: Place, rule: SampleSizeRule, classifier_id: str) -> SampleSizeAware:
+    """Return the frozen thresholds, or freeze them on the pool's batches."""
+    for policy in place.frozen("sample_size"):
+        assert isinstance(policy, SampleSizeAware)
+        found = (policy.classifier_id, policy.constant, policy.smoothing_octaves)
+        if found == (classifier_id, rule.constant, rule.smoothing_octaves):
+            return policy
+    return freeze_sample_size(
+        place.root,
+        place.request.of_role("pool"),
+        classifier_id=classifier_id,
+        constant=rule.constant,
+        smoothing_octaves=rule.smoothing_octaves,
+        name=place.arm,
+    )
+
+
+def pilot(place: Place, rule: PilotRule, classifier_id: str) -> PilotCalibrated:
+    """Return what the arm's pilots set before, or run them.
+
+    Raises:
+        TableMissing: they were not run, and this is no time to.
+    """
+    config = pilot_config(place, rule, classifier_id)
+    # Which batches there were is no setting: later ones fall under the same thresholds.
+    settings = config.model_dump(mode="json", exclude={"batches"})
+    file = place.root.work / "pilots" / f"arm-{place.arm}.json"
+    if file.exists():
+        known = json.loads(file.read_text())
+        if known["settings"] == settings:
+            policy = load(place.root, known["policy_id"])
+            assert isinstance(policy, PilotCalibrated)
+            return policy
+    place.require_make("its pilots")
+    from pipelines.pilot.run import calibrate
+
+    policy = calibrate(place.root, config).policy.model_copy(update={"name": place.arm})
+    register(place.root, policy)
+    write_json(file, {"settings": settings, "policy_id": policy.policy_id})
+    return policy
+
+
+def pilot_config(place: Place, rule: PilotRule, classifier_id: str) -> PilotConfig:
+    """Return the pilots of an arm: the recipe's training, smaller."""
+    recipe = place.recipe
+    smaller = {
+        "transform": recipe.transform.model_dump(),
+        "network": rule.network,
+        "num_images": rule.num_images,
+        "evaluate_every_images": max(1, rule.num_images // 4),
+        "log_every_images": max(1, rule.num_images // 4),
+        "samples": {"num_images": 1, "num_steps": 2},
+        "trackers": (),
+    }
+    return PilotConfig(
+        classifier_id=classifier_id,
+        batches=place.request.of_role("reference", "pool"),
+        thresholds=rule.thresholds,
+        edges=rule.edges,
+        detail_tolerance=rule.detail_tolerance,
+        training=recipe.training.model_dump(mode="json") | smaller,
+        run_images=recipe.training.num_images,
+    )
+
+
+def window(
+    place: Place, rule: WindowRule, floor: FixedPerSource | ClassifierThreshold
+) -> CropWindow:
+    """Return the windows that were measured before, or measure them, and grade the pool's crops.
+
+    Raises:
+        TableMissing: they were not measured, and this is no time to.
+    """
+    from ambient_omni.windows.config import WindowsJob
+    from pipelines.jobs.windows import crops, windows
+
+    settings = rule.model_dump(mode="json", exclude={"epsilon", "floor"})
+    settings |= {"noise_space": floor.noise_space}
+    file = place.root.work / "windows" / f"arm-{place.arm}.json"
+    known = json.loads(file.read_text()) if file.exists() else None
+    if known is None or known["settings"] != settings:
+        place.require_make("its crop classifiers")
+        job = WindowsJob(
+            foreign_batches=place.request.of_role("pool"),
+            reference_set=TRUSTED,
+            transform=place.recipe.transform,
+            crops=rule.crops,
+            receptive_field=rule.receptive_field,
+        )
+        ids = dict(note.split() for note in windows(place.root, job).notes)
+        known = {"settings": settings, "ids": ids}
+        write_json(file, known)
+    ids = known["ids"]
+    if place.make:
+        for batch in place.request.of_role("pool"):
+            crops(place.root, batch, ids["crop_classifier_id"])
+    return freeze_crop_window(place.root, **ids, floor=floor, epsilon=rule.epsilon, name=place.arm)
