@@ -5,6 +5,7 @@ JVM, no network. Jobs are imported when an asset runs.
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import cast
 
@@ -24,6 +25,9 @@ from dagster_project.defs import (
 from dagster_project.defs.project import RECIPE_VARIABLE, ROOT_VARIABLE, Project
 from dagster_project.defs.specs import complete
 from dagster_project.logfile import file_logger, terminal_logger
+
+# The orchestrator itself passes a parameter that is in beta when it resolves sensors.
+warnings.filterwarnings("ignore", message="Parameter `owners`", category=dg.BetaWarning)
 
 
 def build_definitions(project: Project) -> dg.Definitions:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from dagster_project.arms import judging_set, policy_of, run_id_of
 from dagster_project.request import REFERENCE, Request
+from dagster_project.rules import ClassifierRule
 from schemas.root import Root
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ so.
 
 import json
 import time
-import warnings
 from typing import Any
 
 import dagster as dg
@@ -25,13 +24,6 @@ _RELOOK_SECONDS = 3600
 
 def build_sensors(project: Project) -> list[dg.SensorDefinition]:
     """Return the sensors, on or off as the recipe says."""
-    with warnings.catch_warnings():
-        # The decorator itself passes a parameter that is in beta.
-        warnings.simplefilter("ignore", dg.BetaWarning)
-        return _sensors(project)
-
-
-def _sensors(project: Project) -> list[dg.SensorDefinition]:
     on = project.operations.running
     sensors = dg.DefaultSensorStatus.RUNNING if on else dg.DefaultSensorStatus.STOPPED
     return [
