@@ -52,7 +52,7 @@ def save_grid(
 
 def title(facts: Mapping[str, Any]) -> str:
     """Return what an image was asked to be: its prompt, or its label; "" for neither."""
-    return str(facts.get("prompt") or facts.get("label") or "")
+    return str(facts.get("text") or facts.get("label") or "")
 
 
 def _caption(text: str, width: int) -> Image.Image:

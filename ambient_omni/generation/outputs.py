@@ -92,7 +92,7 @@ class Folder:
 
 
 class Tar:
-    """WebDataset shards ``000000.tar``...: ``KEY.png``, ``KEY.json`` and ``KEY.txt`` or ``.cls``.
+    """WebDataset shards ``000000.tar``...: ``KEY.png``, ``KEY.json``, and ``KEY.txt`` with prompts.
 
     A shard is written aside and renamed when it is whole; a shorter one is made again.
 
@@ -149,10 +149,8 @@ def _members(image: Pixels, fact: Facts) -> Iterator[tuple[str, bytes]]:
     Image.fromarray(image).save(png, "PNG")
     yield "png", png.getvalue()
     yield "json", json.dumps(fact, ensure_ascii=False).encode()
-    if "prompt" in fact:
-        yield "txt", fact["prompt"].encode()
-    if "label" in fact:
-        yield "cls", fact["label"].encode()
+    if "text" in fact:
+        yield "txt", fact["text"].encode()
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

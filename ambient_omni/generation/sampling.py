@@ -104,12 +104,15 @@ class Sampler:
         level_range(self.config, self.model.parameterisation, self.prior)
 
     def facts(self, number: int) -> dict[str, Any]:
-        """Return what image `number` was made from: its number, and its label or prompt."""
+        """Return what image `number` was asked to be: its number, and its label or prompt.
+
+        Under the names that image folders, shards and ingest know: `label` and `text`.
+        """
         facts: dict[str, Any] = {"number": number}
         if self._labels:
             facts["label"] = self._labels[number % len(self._labels)]
         if self.config.prompts:
-            facts["prompt"] = self.config.prompts[number % len(self.config.prompts)]
+            facts["text"] = self.config.prompts[number % len(self.config.prompts)]
         return facts
 
     def titles(self, count: int) -> list[str]:
@@ -169,7 +172,7 @@ class Sampler:
         if conditioner is None:
             return None
         if not isinstance(conditioner, LabelConditioner):
-            told = [self.facts(number).get("prompt") for number in numbers]
+            told = [self.facts(number).get("text") for number in numbers]
             # Without prompts nothing is said about any image.
             return conditioner.encode(captions=[prompt or "" for prompt in told])
         index = {name: number for number, name in enumerate(self.label_names)}

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import signal
+import tarfile
 
 import numpy as np
 import pyarrow as pa
@@ -252,7 +253,9 @@ def test_a_tuned_run_makes_images_of_prompts(captioned, config, tmp_path):
     samples = SampleConfig(num_images=3, num_steps=2, prompts=PROMPTS, guidance=3.0)
     job = GenerateJob(run_id=run_id, out=tmp_path / "made", samples=samples, format="tar")
     assert generate(root, job, show=False) == 3
-    assert Image.open(tmp_path / "made" / "grid.png").size[0] > 0
+    with tarfile.open(tmp_path / "made" / "000000.tar") as tar:
+        told = tar.extractfile("00000002.txt").read().decode()
+        assert told == json.load(tar.extractfile("00000002.json"))["text"] == PROMPTS[0]
     out = export(root, ExportJob(run_id=run_id, out=tmp_path / "tuned"))
     assert images_of(DiffusionPipeline.from_pretrained(out)).shape == (2, 3, 16, 16)
 
