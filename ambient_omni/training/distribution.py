@@ -59,11 +59,13 @@ def make_accelerator(config: TrainConfig, folder: Path | None = None) -> Acceler
     )
 
 
-def start_trackers(accelerator: Accelerator, config: TrainConfig, run_id: str) -> None:
+def start_trackers(
+    accelerator: Accelerator, config: TrainConfig, run_id: str, folder: Path
+) -> None:
     """Start the trackers that the accelerator was made with; a resumed run goes on in its own."""
     if not config.trackers:
         return
-    wandb = {"id": run_id, "name": config.name, "resume": "allow"}
+    wandb = {"id": run_id, "name": config.name, "resume": "allow", "dir": str(folder)}
     accelerator.init_trackers(config.tracker_project, init_kwargs={"wandb": wandb})
 
 

@@ -174,7 +174,9 @@ class Trainer:
         if self._accelerator.is_main_process:
             self._run.begin()
             self._run.forget_metrics_after(self._done.step)
-            distribution.start_trackers(self._accelerator, self._config, self._run.run_id)
+            distribution.start_trackers(
+                self._accelerator, self._config, self._run.run_id, self._run.folder
+            )
         self.record("running")
 
     def _step(self, batch: Batch) -> None:

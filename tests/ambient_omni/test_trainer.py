@@ -1,5 +1,7 @@
+import importlib.util
 import json
 import os
+import re
 import signal
 
 import numpy as np
@@ -10,9 +12,11 @@ from ambient_omni.evaluation import read_heldout
 from ambient_omni.training import checkpoints, distribution, trainer
 from ambient_omni.training.checkpoints import load
 from ambient_omni.training.engine import Engine
+from ambient_omni.training.plan import describe
 from ambient_omni.training.trained import load_checkpoint, load_trained
 from ambient_omni.training.trainer import Trainer, TrainingStopped, train
 from schemas.errors import BadInput, CheckpointRefused, NotEnoughReferences, TrainingFailed
+from schemas.registry import contract
 
 
 def row_of(root, run_id):
@@ -203,5 +207,74 @@ def test_a_conditional_run_refuses_samples_without_labels(trainable, config):
 
 
 def test_tensorboard_scalars_are_written_if_asked(trainable, config):
-    run_id = train(trainable, config(tensorboard=True), show=False)
+    run_id = train(trainable, config(trackers=("tensorboard",)), show=False)
     assert list((trainable.runs / run_id).rglob("events.out.tfevents*"))
+
+
+@pytest.mark.slow
+def test_wandb_gets_the_metrics_if_asked(trainable, config, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run_id = train(trainable, config(trackers=("wandb",)), show=False)
+    (kept,) = (trainable.runs / run_id).rglob("run-*.wandb")
+    assert run_id in kept.name
+    assert kept.stat().st_size > 0
+
+
+def test_a_tracker_that_is_not_installed_is_named_with_what_to_install(
+    trainable, config, monkeypatch
+):
+    ordinary = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "wandb" else ordinary(name)
+    )
+    with pytest.raises(BadInput, match=r"wandb is not installed: pip install 'ambient-omni\[wandb"):
+        train(trainable, config(trackers=("wandb",)), show=False)
+
+
+def test_how_a_run_is_run_does_not_change_which_run_it_is(config):
+    changes = {
+        "name": "other",
+        "loader": {"num_workers": 3, "prefetch": 7},
+        "micro_batch_size": 4,
+        "compile": True,
+        "trackers": ("wandb",),
+        "keep_checkpoints": 7,
+    }
+    assert config(**changes).identity() == config().identity()
+    assert config(batch_size=16).identity() != config().identity()
+    assert config(precision="bf16").identity() != config().identity()
+    assert config(sampling={"source_weights": {"a": 2.0}}).identity() != config().identity()
+
+
+def test_settings_from_before_trackers_and_conditions_mean_what_they_meant(config):
+    old = config(tensorboard=True, conditional=True)
+    assert old.trackers == ("tensorboard",)
+    assert old.condition.kind == "label"
+    assert old.condition.dropout == 0
+    assert config(tensorboard=False, conditional=False) == config()
+
+
+def test_a_run_conditioned_on_labels_trains_and_audits_its_classes(trainable, config):
+    label(trainable, ["cat", "dog"])
+    labelled = {"kind": "label", "dropout": 0.5}
+    run_id = train(trainable, config(condition=labelled), show=False)
+    audit = json.loads(row_of(trainable, run_id)["audit"])
+    assert sum(found["draws"] for found in audit["per_label"].values()) == 96
+    assert set(audit["per_label"]) == {"cat", "dog"}
+    assert sum(found["draws"] for found in audit["per_source"].values()) == 96
+    text = describe(trainable, config(condition=labelled))
+    assert re.search(r"class skew .* cat \d\.\d\dx", text) or "dog" in text
+    assert re.search(r"[\d.]+ steps/s \([\d.]+ images/s\) on cpu with 1 process", text)
+    assert re.search(r"[\d.e-]+ hours, without evaluation", text)
+
+
+def label(root, names):
+    """Write the samples again, with labels in turn."""
+    for batch in ("ref", "pool"):
+        rows = root.tables.read("samples", where={"ingest_batch": batch}).to_pylist()
+        for number, row in enumerate(rows):
+            row["label"] = names[number % len(names)]
+        table = contract("samples").table(rows)
+        part = {"ingest_batch": batch}
+        root.tables.commit("samples", table, slice=part, inputs={"labels": names}, job="tests")
