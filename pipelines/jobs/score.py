@@ -27,6 +27,8 @@ from pipelines.job import JobReport
 from pipelines.jobs.score_plan import PackPlan, plan_pack, score_table
 from pipelines.scorers import PACKS
 from pipelines.scorers.base import Pack, Scores, score_packs
+from pipelines.scorers.clip import clip_pack
+from pipelines.scorers.clip_network import ClipConfig
 from pipelines.scorers.images import Images
 from pipelines.slices import Target, Writers, run_slices
 from pipelines.spark import SparkSettings
@@ -52,6 +54,8 @@ class ScoreConfig(BaseModel):
         default=EncoderConfig(), description="encoder of the embeddings; None: no embeddings"
     )
 
+    clip: ClipConfig = Field(default=ClipConfig(), description="network of the pack `clip`")
+
     @model_validator(mode="before")
     @classmethod
     def _one_pack(cls, values: Any) -> Any:
@@ -74,7 +78,7 @@ class ScoreConfig(BaseModel):
 
     def pack_of(self, name: str) -> Pack:
         """Return the pack of that name under these settings."""
-        return PACKS[name]
+        return clip_pack(self.clip) if name == "clip" else PACKS[name]
 
 
 def score(
@@ -192,12 +196,12 @@ def _plans(
 
 
 def _skipped(config: ScoreConfig) -> list[str]:
-    packs = [config.pack_of(name) for name in config.packs]
-    return [
-        f"{name} of {pack.name} is skipped: {why}"
-        for pack in packs
-        for name, why in pack.skipped.items()
-    ]
+    said = []
+    for pack in (config.pack_of(name) for name in config.packs):
+        for why in dict.fromkeys(pack.skipped.values()):
+            names = [name for name, reason in pack.skipped.items() if reason == why]
+            said.append(f"{', '.join(names)} of {pack.name} skipped: {why}")
+    return said
 
 
 def measure(

@@ -193,7 +193,7 @@ def test_a_scorer_without_weights_is_null_with_a_reason_and_measured_alone_when_
 ):
     lamed(monkeypatch, "niqe")
     report = score(batch, "b1", BOTH)
-    assert report.notes == ("niqe of natural_statistics is skipped: its weights are missing",)
+    assert report.notes == ("niqe of natural_statistics skipped: its weights are missing",)
     first = batch.tables.read("scores/natural_statistics").to_pylist()
     assert {row["niqe"] for row in first} == {None}
     assert {row["unscored_reason"] for row in first} == {"niqe: skipped, its weights are missing"}
