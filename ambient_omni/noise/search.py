@@ -11,7 +11,7 @@ Levels = NDArray[np.float64]
 Places = NDArray[np.int64]
 
 # One value in so many is kept at hand: the last steps of a search alone touch cold memory.
-_BLOCK = 256
+_BLOCK = 64
 
 
 class SortedPrefixes:
