@@ -136,12 +136,35 @@ def test_a_person_can_materialize_a_batch_again(served):
     }
     answer = served.ask(LAUNCH, p=params)["launchRun"]
     assert answer["__typename"] == "LaunchRunSuccess", answer
-    end = time.monotonic() + 120
-    status = ""
+    assert status_at_end(served, answer["run"]["runId"]) == "SUCCESS"
+
+
+def test_a_person_brings_in_a_batch_from_the_launchpad(served):
+    write_images(served.root.parent / "cats", 3, "ui-cats")
+    config = {"name": "cats", "source": str(served.root.parent / "cats"), "until": "ingest"}
+    params = {
+        "mode": "default",
+        "selector": {
+            "repositoryLocationName": LOCATION,
+            "repositoryName": "__repository__",
+            "pipelineName": "new_batch",
+        },
+        "runConfigData": {"ops": {"bring_in_batch": {"config": config}}},
+    }
+    answer = served.ask(LAUNCH, p=params)["launchRun"]
+    assert answer["__typename"] == "LaunchRunSuccess", answer
+    assert status_at_end(served, answer["run"]["runId"]) == "SUCCESS"
+    nodes = {n["assetKey"]["path"][-1]: n for n in served.ask(ASSETS)["assetNodes"]}
+    assert "cats" in nodes["samples"]["partitionKeys"]
+    assert nodes["samples"]["assetMaterializations"][0]["partition"] == "cats"
+
+
+def status_at_end(served, run_id):
+    end, status = time.monotonic() + 240, ""
     while status not in ("SUCCESS", "FAILURE", "CANCELED") and time.monotonic() < end:
         time.sleep(0.5)
-        status = served.ask(RUN, id=answer["run"]["runId"])["runOrError"]["status"]
-    assert status == "SUCCESS"
+        status = served.ask(RUN, id=run_id)["runOrError"]["status"]
+    return status
 
 
 def test_the_server_listens_on_this_machine_alone(served):
@@ -166,6 +189,16 @@ def test_a_browser_draws_the_lineage(served, tmp_path):
     # Green is what was materialized; most of the page is quiet.
     green = (pixels[..., 1] > pixels[..., 0].astype(int) + 40) & (pixels[..., 1] > 120)
     assert green.sum() > 100
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+def test_a_browser_shows_what_happens_by_itself(served, tmp_path):
+    dom = browse(f"{served.url}/automation", tmp_path, "--dump-dom")
+    for name in ("new_drops", "nightly_rescore", "classifier_candidate", "tell_of_failures"):
+        assert name in dom
+    job = f"{served.url}/locations/{LOCATION}/jobs/new_batch/playground"
+    assert "bring_in_batch" in browse(job, tmp_path, "--dump-dom")
 
 
 @pytest.mark.browser
