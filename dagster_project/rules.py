@@ -52,7 +52,7 @@ class SampleSizeRule(_Frozen):
 
     kind: Literal["sample_size"]
     constant: float = Field(
-        gt=0, description="L; it has no default: see docs/decisions/0012-sample-size.md."
+        gt=0, description="L; it has no default: see docs/decisions/0016-policies-that-weigh.md."
     )
     smoothing_octaves: float = Field(
         default=0.25, ge=0, description="Average of a curve over neighbouring levels."

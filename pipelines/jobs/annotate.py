@@ -65,6 +65,7 @@ def annotate(root: Root, batch: str, policy: AnyPolicy, *, dry_run: bool = False
         target = _target(root, batch, policy, is_reference)
         current = target.is_current(root)
         unscored = 0
+        notes: tuple[str, ...] = ()
         if not current and not dry_run:
             policies.register(root, policy)
             table = _annotations(root, batch, policy, samples, is_reference)
@@ -77,6 +78,7 @@ def annotate(root: Root, batch: str, policy: AnyPolicy, *, dry_run: bool = False
                 versions=root.tables.versions(["samples", "reference_sets", *_tables_of(policy)]),
             )
             unscored = pc.sum(pc.equal(table["reason"], policies.UNSCORED)).as_py() or 0
+            notes = _notes(table)
     count = samples.num_rows
     return JobReport(
         JOB,
@@ -87,7 +89,29 @@ def annotate(root: Root, batch: str, policy: AnyPolicy, *, dry_run: bool = False
         rejected={policies.UNSCORED: unscored} if unscored else {},
         versions=root.tables.versions([TABLE]),
         seconds=time.monotonic() - began,
+        notes=notes,
     )
+
+
+def _notes(table: pa.Table) -> tuple[str, ...]:
+    """Say what a person should know of an answer that is the same for everything."""
+    judged = table.filter(pc.not_equal(table["reason"], policies.REFERENCE))["reason"]
+    share = {
+        reason: pc.mean(pc.equal(judged, reason).cast(pa.float64())).as_py() or 0.0
+        for reason in _TELLING
+    }
+    return tuple(text for reason, text in _TELLING.items() if share[reason] >= _NEARLY_ALL)
+
+
+# Shares that say more of the classifier than of the images.
+_NEARLY_ALL = 0.99
+_TELLING = {
+    "usable_everywhere": "nearly every pool image is usable at every level: the classifier cannot "
+    "tell the pool from the reference. Right if they are of one kind; see its positive control",
+    "never_crosses": "nearly no pool image is usable at any level: the classifier tells the pool "
+    "from the reference even under the strongest noise, as it does where they show other things; "
+    "see its warnings",
+}
 
 
 def _samples(root: Root, batch: str) -> pa.Table:

@@ -21,7 +21,7 @@ Fewer trusted images never raise it: if k' > k beats k at N, it does so at every
 Limits. The bias is a worst case, the variance a guess of its shape: L has no default and is to be
 calibrated by held-out loss (`calibrate_constant`). T of a mean logit stands for the mean of T. A TV
 that falls as 1/σ gives no crossing. That choosing by evidence distorts the accepted images'
-distribution is neglected. `docs/decisions/0012-sample-size.md` has measurements.
+distribution is neglected. `docs/decisions/0016-policies-that-weigh.md` has measurements.
 
 Shapes: N samples, L levels.
 """

@@ -398,3 +398,14 @@ def test_the_curve_of_a_batch_is_told_by_source(batch):
     level = dataset_level(np.array([row["mean_logit"] for row in made]), SIGMAS, tau=0.3)
     assert level == pytest.approx(2 / 0.847, rel=0.1)
     assert dataset_level(np.full(8, -5.0), SIGMAS) is None
+
+
+def test_an_answer_that_is_the_same_for_all_is_said_aloud(batch):
+    put_curves(batch, "b1", np.full((6, 8), 0.5))
+    report = annotate(batch, "b1", BY_CURVE)
+    assert "cannot tell the pool from the reference" in report.notes[0]
+    put_curves(batch, "b1", np.full((6, 8), -9.0))
+    assert "where they show other things" in annotate(batch, "b1", BY_CURVE).notes[0]
+    put_curves(batch, "b1", -np.array([0.0, 0.02, 0.2, 0.5, 1.0, 50.0])[:, None] / SIGMAS)
+    assert annotate(batch, "b1", BY_CURVE).notes == ()
+    assert annotate(batch, "b1", EVERYTHING).notes == ()
