@@ -31,7 +31,7 @@ from ambient_omni.classifier.annotators import (
     Reading,
     make_annotator,
 )
-from ambient_omni.classifier.calibration import calibrate
+from ambient_omni.classifier.calibration import Calibration, calibrate
 from ambient_omni.classifier.config import (
     ClassifierConfig,
     ExhaustiveConfig,
@@ -41,6 +41,7 @@ from ambient_omni.classifier.config import (
 )
 from ambient_omni.classifier.grader import Fold, NoiseClassifier
 from ambient_omni.classifier.head import Head, HeadAnnotator, octaves_apart, train_head
+from ambient_omni.classifier.network import NoiseClassifierNetwork
 from ambient_omni.classifier.training import Sides, grade, noise_bank, train_fold
 from ambient_omni.data.packs import to_x0
 from benchmarks import photos
@@ -91,17 +92,27 @@ def classifier() -> NoiseClassifier:
     if not file.exists():
         sides = Sides(photos.load("trusted"), pool.tiles.at(~grades))
         torch.save(train_fold(sides, config, 0).state_dict(), file)
-    from ambient_omni.classifier.network import NoiseClassifierNetwork
-
     network = NoiseClassifierNetwork(config.network, 3)
     network.load_state_dict(torch.load(file))
     network.eval()
-    noises = noise_bank(config, (3, photos.TILE, photos.TILE))
-    sides_NLK = [
-        _graded(network, tiles, config, noises)
-        for tiles in (_some(photos.load("validation"), 400), _some(pool.tiles.at(grades), 400))
-    ]
-    return NoiseClassifier(config, "tiles", [Fold(network, calibrate(*sides_NLK))], "benchmark")
+    return NoiseClassifier(config, "tiles", [Fold(network, _calibration(network))], "benchmark")
+
+
+def _calibration(network: NoiseClassifierNetwork) -> Calibration:
+    file = _file("calibration", CLASSIFIER.model_dump(mode="json"), ".npz")
+    if not file.exists():
+        graded = _pool().tiles
+        graded = graded.at(_is_first_half(graded))
+        noises = noise_bank(CLASSIFIER, (3, photos.TILE, photos.TILE))
+        found = calibrate(
+            *(
+                _graded(network, _some(tiles, 400), CLASSIFIER, noises)
+                for tiles in (photos.load("validation"), graded)
+            )
+        )
+        np.savez(file, scale=found.scale, offset=found.offset)
+    with np.load(file) as kept:
+        return Calibration(kept["scale"], kept["offset"])
 
 
 def _graded(network, tiles: photos.Tiles, config: ClassifierConfig, noises) -> NDArray[np.float32]:

@@ -35,17 +35,23 @@ ON_TOP = 0.1
 _SIDE = 32
 _UP_TO = ClassifierConfig.model_validate(
     {
-        "num_images": 30_000,
+        "num_images": 60_000,
         "augment": "geometry",
         "order": {"weight": 0.0},
-        "sigma_low": 0.02,
-        "sigma_high": 0.6,
+        "sigma_low": 0.03,
+        "sigma_high": 0.5,
         "num_levels": 80,
         "num_noises": 2,
     }
 )
 _GAUSSIAN = _UP_TO.model_copy(
-    update={"sigma_low": 0.1, "sigma_high": 3.0, "num_levels": 24, "num_noises": 2}
+    update={
+        "num_images": 30_000,
+        "sigma_low": 0.1,
+        "sigma_high": 3.0,
+        "num_levels": 24,
+        "num_noises": 2,
+    }
 )
 
 

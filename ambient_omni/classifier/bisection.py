@@ -89,7 +89,9 @@ class Bisection:
         num_rounds = self._config.max_evaluations // 2
         for number in range(num_rounds):
             _, deviation = _moments(posterior_BM, prior.log_places)
-            open_rows = np.flatnonzero(deviation > self._config.tolerance_octaves * np.log(2))
+            is_open = deviation > self._config.tolerance_octaves * np.log(2)
+            # However sure the prior is: every image is looked at once.
+            open_rows = np.flatnonzero(is_open | (number == 0))
             if not len(open_rows):
                 break
             at = np.clip(

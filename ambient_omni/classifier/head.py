@@ -40,6 +40,9 @@ Floats = NDArray[np.float64]
 _WEIGHT_FLOOR = 0.3
 _IMAGES_AT_ONCE = 256
 
+NUM_LEVELS = 64
+"""Levels that a head answers at."""
+
 
 class HeadNetwork(nn.Module):
     """Curve of a clean image: its cosine powers and patch features, read at every level.
@@ -103,19 +106,24 @@ class Head:
 
 
 class HeadAnnotator:
-    """Asks heads instead of the classifier; every image the head of the fold that may grade it."""
+    """Asks heads instead of the classifier; every image the head of the fold that may grade it.
+
+    Levels cost a head next to nothing, so it answers at many: between few levels a reading
+    interpolates.
+    """
 
     def __init__(self, classifier: Oracle, heads: Sequence[Head]) -> None:
         self._classifier, self._heads = classifier, tuple(heads)
 
     def curves(self, x0_BCHW: Images, sample_ids: Sequence[str]) -> Curves:
-        """Return curves at the classifier's levels; the standard error is the check's."""
-        sigmas, folds = self._classifier.sigmas, self._classifier.folds_of(sample_ids)
+        """Return curves at `NUM_LEVELS` levels; the standard error is the check's."""
+        known, folds = self._classifier.sigmas, self._classifier.folds_of(sample_ids)
+        sigmas = dense_levels(known)
         logits = np.empty((len(x0_BCHW), len(sigmas)), np.float32)
         errors = np.empty_like(logits)
         for number, head in enumerate(self._heads):
             mine = np.flatnonzero(folds == number)
-            errors[mine] = head.check.logit_error
+            errors[mine] = np.interp(np.log(sigmas), np.log(known), head.check.logit_error)
             for start in range(0, len(mine), _IMAGES_AT_ONCE):
                 part = mine[start : start + _IMAGES_AT_ONCE]
                 logits[part] = evaluate_head(head.network, x0_BCHW[part], sigmas)
@@ -185,9 +193,10 @@ def check_head(
     """Compare a head with the exhaustive search on some images."""
     oracle = ExhaustiveSearch(classifier, config.check, seed)
     truth = oracle.curves(x0_BCHW, sample_ids)
-    said = evaluate_head(network, x0_BCHW, classifier.sigmas)
-    residual = said - truth.at(classifier.sigmas).logits
-    answer = Curves(classifier.sigmas, said, np.zeros_like(said), truth.evaluations)
+    dense = dense_levels(classifier.sigmas)
+    said = evaluate_head(network, x0_BCHW, dense)
+    answer = Curves(dense, said, np.zeros_like(said), truth.evaluations)
+    residual = answer.at(classifier.sigmas).logits - truth.at(classifier.sigmas).logits
     levels = [reading.crossings(curves).sigma_min for curves in (answer, truth)]
     error = np.abs(octaves_apart(levels[0], levels[1], classifier.sigmas))
     return Check(
@@ -196,6 +205,11 @@ def check_head(
         float(np.quantile(error, 0.95)),
         np.sqrt(np.mean(residual.astype(np.float64) ** 2, axis=0)),
     )
+
+
+def dense_levels(sigmas_L: Floats) -> Floats:
+    """Return `NUM_LEVELS` levels over the same range."""
+    return np.geomspace(sigmas_L[0], sigmas_L[-1], NUM_LEVELS)
 
 
 def octaves_apart(one: Floats, other: Floats, sigmas_L: Floats) -> Floats:

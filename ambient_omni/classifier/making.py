@@ -132,7 +132,7 @@ class Maker:
         figures = {name: v.tolist() for name, v in (asdict(told) | asdict(band)).items()}
         if self._question == "domain_against_foreign":
             require_told_apart(told, self._config.control)
-            return figures | {"control": json.dumps({"planted": {}}), "cautions": []}
+            return figures | {"control": json.dumps({"planted": {}}), "warnings": []}
         return figures | self._control(folds, band) | self._good_share(validation, pool)
 
     def _control(self, folds: Sequence[Fold], band: Band) -> dict[str, Any]:
@@ -153,8 +153,8 @@ class Maker:
             tv_high_L=band.tv_high,
             worst_planted_tv_L=np.max(shown, axis=0),
         )
-        row = {"bar": control.bar, "planted": findings, "cautions": found}
-        return {"control": json.dumps(row), "cautions": found}
+        row = {"bar": control.bar, "planted": findings}
+        return {"control": json.dumps(row), "warnings": found}
 
     def _good_share(
         self, validation_NLK: NDArray[np.float64], pool_NLK: NDArray[np.float64]

@@ -103,7 +103,7 @@ def train_classifier(
             "status": "candidate",
             "code_version": code_version(),
         }
-        wanted = contract("noise_classifiers")
-        known = {name: value for name, value in row.items() if name in wanted.names}
-        root.tables.upsert("noise_classifiers", wanted.table([known]), job="train_classifier")
+        missing = dict.fromkeys(("good_share", "good_share_low", "good_share_high"))
+        table = contract("noise_classifiers").table([missing | row])
+        root.tables.upsert("noise_classifiers", table, job="train_classifier")
     return classifier_id

@@ -27,7 +27,6 @@ from pipelines.jobs.pack import pack_inputs
 from pipelines.measures import curves_slice
 from pipelines.slices import Target, Writers, run_slices
 from pipelines.spark import SparkSettings
-from schemas.registry import contract
 from schemas.root import Root
 from schemas.tables import fingerprint_of
 
@@ -188,15 +187,15 @@ def _device() -> str:
 
 
 def _table(sample_rows: NDArray[np.int64], folds: NDArray[np.integer], found: Curves) -> pa.Table:
-    columns = {
-        "sample_row": pa.array(sample_rows),
-        "fold": pa.array(folds, pa.int32()),
-        "logits": _lists(found.logits),
-        "logit_standard_error": _lists(found.logit_standard_error),
-        "evaluations": pa.array(found.evaluations, pa.int32()),
-    }
-    known = contract(TABLE).names
-    return pa.table({name: column for name, column in columns.items() if name in known})
+    return pa.table(
+        {
+            "sample_row": pa.array(sample_rows),
+            "fold": pa.array(folds, pa.int32()),
+            "logits": _lists(found.logits),
+            "logit_standard_error": _lists(found.logit_standard_error),
+            "evaluations": pa.array(found.evaluations, pa.int32()),
+        }
+    )
 
 
 def _lists(values_NL: NDArray[np.float32]) -> pa.ListArray:

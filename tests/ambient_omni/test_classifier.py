@@ -263,7 +263,7 @@ def test_a_pool_as_good_as_the_reference_is_usable_everywhere_and_is_said_to_be(
     filled = fill(root, make_batch, tiny, pictures(160, seed=3))
     name = train(filled)
     (row,) = filled.tables.read("noise_classifiers").to_pylist()
-    (_, said) = json.loads(row["control"])["cautions"]
+    (_, said) = row["warnings"]
     assert "as good as the reference at every level" in said
     x0, names = pool_of(filled)
     found = annotate(Grid(load(filled, name), GridConfig(num_noises=2), 0), x0, names, Reading())
@@ -276,14 +276,14 @@ def test_references_of_other_contents_are_found_out(root, make_batch, tiny):
     filled = fill(root, make_batch, tiny, [d // 3 for d in dark])
     train(filled)
     (row,) = filled.tables.read("noise_classifiers").to_pylist()
-    said = " ".join(json.loads(row["control"])["cautions"])
+    said = " ".join(row["warnings"])
     assert "the classifier sees contents, not quality" in said
 
 
 def test_few_references_are_said_to_be_few(trained):
     filled, _ = trained
     (row,) = filled.tables.read("noise_classifiers").to_pylist()
-    assert "only 48 references" in json.loads(row["control"])["cautions"][0]
+    assert "only 48 references" in row["warnings"][0]
 
 
 def test_constant_images_get_a_level_like_any_other(trained):

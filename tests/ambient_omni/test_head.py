@@ -12,7 +12,7 @@ from schemas.errors import ClassifierRefused
 QUICK = HeadConfig(
     widths=(8,),
     hidden=32,
-    num_steps=250,
+    num_steps=200,
     batch_size=32,
     check=ExhaustiveConfig(num_levels=64, num_noises=2, num_bins=32),
 )
@@ -20,7 +20,7 @@ READING = Reading()
 
 
 class Texture:
-    """logit = 0.5 - d (power of the image)^(1/2) / sigma^2, with noise: contrast is damage here."""
+    """logit = -contrast^2 / sigma^2, and noise: contrast is damage here."""
 
     sigmas = np.geomspace(0.04, 10, 12)
 
@@ -29,7 +29,7 @@ class Texture:
 
     def ask(self, x0_BCHW, sample_ids, sigmas_BQ, noises_QCHW):
         contrast = x0_BCHW.std(axis=(1, 2, 3), dtype=np.float64)[:, None]
-        return 0.05 - contrast**2 / sigmas_BQ**2 + 0.1 * noises_QCHW[:, 0, 0, 0]
+        return -(contrast**2) / sigmas_BQ**2 + 0.1 * noises_QCHW[:, 0, 0, 0]
 
 
 def textures(count: int, seed: int) -> tuple[np.ndarray, list[str]]:
@@ -55,9 +55,8 @@ def test_a_head_finds_the_levels_of_new_images_in_one_evaluation(heads):
     teacher = Texture()
     answer = annotate(HeadAnnotator(teacher, heads), x0, names, READING)
     np.testing.assert_array_equal(answer.evaluations, 1)
-    # 0.05 - c^2 / s^2 = -t at the level.
-    contrast = x0.std(axis=(1, 2, 3), dtype=np.float64)
-    truth = contrast / np.sqrt(0.05 + np.log(0.55 / 0.45))
+    # c^2 / s^2 = t at the level.
+    truth = x0.std(axis=(1, 2, 3), dtype=np.float64) / np.sqrt(np.log(0.55 / 0.45))
     error = np.abs(np.log2(answer.crossings.sigma_min / truth))
     spread = np.abs(np.log2(np.median(truth) / truth))
     assert np.median(error) < np.median(spread) / 3
@@ -78,9 +77,8 @@ def test_every_image_is_answered_by_the_head_of_its_fold(heads):
     alone = HeadAnnotator(Texture(), heads).curves(x0[1:2], names[1:2])
     np.testing.assert_allclose(both.logits[1:2], alone.logits, rtol=1e-4, atol=1e-5)
     assert np.abs(both.logits - swapped.logits).max() > 0
-    np.testing.assert_array_equal(
-        both.logit_standard_error[1], heads[1].check.logit_error.astype(np.float32)
-    )
+    ends = both.logit_standard_error[1][[0, -1]]
+    np.testing.assert_allclose(ends, heads[1].check.logit_error[[0, -1]], rtol=1e-6)
 
 
 def test_a_head_that_disagrees_with_the_search_is_refused():

@@ -40,7 +40,10 @@ def store_classifier(root, classifier_id="c1"):
     plain = Calibration(np.ones(levels), np.zeros(levels))
     classifier_module.store(root, classifier_id, CONFIG, TRANSFORM, [plain] * count, {})
     per_level = ("balanced_accuracy", "tv_lower_bound", "tv_standard_error")
-    row = dict.fromkeys(contract("noise_classifiers").names, "x") | {
+    row = dict.fromkeys(contract("noise_classifiers").names) | {
+        "reference_set": "trusted",
+        "control": "{}",
+        "code_version": "tests",
         "classifier_id": classifier_id,
         "question": "reference_against_pool",
         "pool_batches": ["b1"],
@@ -86,6 +89,7 @@ def test_every_sample_gets_the_curve_of_its_own_pixels_from_its_own_fold(packed,
     errors = np.array([row["logit_standard_error"] for row in rows])
     assert errors == pytest.approx(expected.logit_standard_error, abs=1e-4)
     assert [row["fold"] for row in rows] == grader.folds_of(ids).tolist()
+    assert {row["evaluations"] for row in rows} == {CONFIG.num_levels * CONFIG.num_noises}
 
 
 def test_running_twice_changes_nothing(packed):
