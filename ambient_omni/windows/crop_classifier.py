@@ -172,7 +172,7 @@ def load_network(
     file: Path, config: CropClassifierConfig, channels: int, sizes: Sequence[int]
 ) -> CropClassifierNetwork:
     """Load the weights of a fold, in evaluation mode."""
-    network = CropClassifierNetwork(config.network, channels, sizes[-1])
+    network = CropClassifierNetwork(config.network, channels, sizes)
     network.load_state_dict(load_file(file))
     return network.eval()
 

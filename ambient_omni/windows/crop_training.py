@@ -196,7 +196,7 @@ class _Maker:
             return nnf.binary_cross_entropy_with_logits(logits, is_domain.float())
 
         with rng.torch_seeded(config.seed, "crops-weights", fold):
-            network = CropClassifierNetwork(config.network, self._channels, self._sizes[-1])
+            network = CropClassifierNetwork(config.network, self._channels, self._sizes)
         num_steps = -(-config.num_crops // config.batch_size)
         return fit(network, loss_of_step, config, num_steps, f"crops {fold + 1}/{config.num_folds}")
 

@@ -55,3 +55,5 @@ def fit(
 def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
     for mean, new in zip(average.parameters(), network.parameters(), strict=True):
         mean.lerp_(new, 1 - decay)
+    for kept, seen in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(seen)

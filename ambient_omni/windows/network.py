@@ -6,6 +6,7 @@ Legend: B batch, C channels, s side of a window, E embedding, F features.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -69,27 +70,39 @@ class CropClassifierNetwork(nn.Module):
 
     One is fixed: how much positions differ at a distance, which tells textures apart without
     learning. The other is the mean and spread of learned features at every scale.
+
+    Args:
+        config: sizes.
+        channels: C.
+        sizes: sides of the crops.
     """
 
-    def __init__(self, config: WindowNetworkConfig, channels: int, largest: int) -> None:
+    def __init__(self, config: WindowNetworkConfig, channels: int, sizes: Sequence[int]) -> None:
         super().__init__()
-        self.trunk = Trunk(config, channels, largest)
-        num_fixed = 2 * len(_LAGS) * channels
-        num_features = num_fixed + 2 * sum(self.trunk.widths) + _EMBEDDING
+        self.trunk = Trunk(config, channels, max(sizes))
+        num_pooled = 2 * len(_LAGS) * channels + 2 * sum(self.trunk.widths)
+        # Features differ by orders of magnitude, and with the size: their running scale is
+        # measured, a size at a time.
+        self.scales = nn.ModuleDict(
+            {str(size): nn.BatchNorm1d(num_pooled, affine=False) for size in sizes}
+        )
         last = nn.Linear(config.hidden, 1)
         nn.init.zeros_(last.weight)
-        self.read = nn.Sequential(nn.Linear(num_features, config.hidden), nn.SiLU(), last)
+        self.read = nn.Sequential(
+            nn.Linear(num_pooled + _EMBEDDING, config.hidden), nn.SiLU(), last
+        )
 
     def forward(self, crops_BCss: Tensor) -> Tensor:
-        """Return (B,) logits of crops in the data's scale."""
+        """Return (B,) logits of crops in the data's scale, of one of the network's sizes."""
         scales, embedding = self.trunk(crops_BCss, crops_BCss.new_zeros(len(crops_BCss)))
         pooled = [
             part
             for h in scales
             for part in (h.mean((2, 3)), (h.var((2, 3), unbiased=False) + 1e-5).sqrt())
         ]
-        fixed = structure_functions(crops_BCss)
-        logits: Tensor = self.read(torch.cat([fixed, *pooled, embedding], 1))[:, 0]
+        features = torch.cat([structure_functions(crops_BCss), *pooled], 1)
+        features = self.scales[str(crops_BCss.shape[-1])](features)
+        logits: Tensor = self.read(torch.cat([features, embedding], 1))[:, 0]
         return logits
 
 

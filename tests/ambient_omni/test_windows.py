@@ -78,7 +78,7 @@ def test_images_smaller_than_the_crop_are_refused():
 
 
 def test_one_network_takes_every_size_and_is_told_it():
-    network = CropClassifierNetwork(CROPS.network, 3, 16)
+    network = CropClassifierNetwork(CROPS.network, 3, (4, 8, 16)).eval()
     with torch.no_grad():
         network.read[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
     flat = {size: network(torch.zeros(2, 3, size, size)) for size in (4, 8, 16)}

@@ -22,7 +22,7 @@ SPACE = Transform(resolution=SIDE)
 CROPS = CropClassifierConfig(
     network={"widths": (12, 16), "hidden": 48},
     sizes=(4, 8, 16),
-    num_crops=14_000,
+    num_crops=8_000,
     batch_size=64,
     learning_rate=1e-2,
     weight_decay=0.0,
