@@ -47,15 +47,25 @@ class HeldOut:
         return canonical_hash(sorted(self.sample_ids))
 
 
-def held_out(root: Root, versions: Versions) -> HeldOut:
-    """Read who is held out; nobody where no reference set was defined."""
+def held_out(root: Root, versions: Versions, *, exclude: bool = True) -> HeldOut:
+    """Read who is held out; nobody where no reference set was defined.
+
+    Args:
+        root: where the tables are.
+        versions: table versions.
+        exclude: leave out samples that were taken down.
+    """
     if "reference_sets" not in versions:
         return HeldOut(frozenset(), frozenset())
-    members = _open(root, "reference_sets", versions).read(["sample_row"], {"role": list(HELD_OUT)})
+    members = _open(root, "reference_sets", versions).read(
+        ["sample_row"], {"role": list(HELD_OUT)}, exclude=exclude
+    )
     rows = pc.unique(members["sample_row"]).to_pylist()
     if not rows:
         return HeldOut(frozenset(), frozenset())
-    samples = _open(root, "samples", versions).read(["sample_id"], {"sample_row": rows})
+    samples = _open(root, "samples", versions).read(
+        ["sample_id"], {"sample_row": rows}, exclude=exclude
+    )
     return HeldOut(frozenset(rows), frozenset(samples["sample_id"].to_pylist()))
 
 

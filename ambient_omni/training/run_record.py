@@ -52,7 +52,8 @@ class RunRecord:
             "noise_space": space,
             "pretrained": pretrained_sha256(config),
             "slices": _slices(root, config),
-            "held_out": held_out(root, versions).fingerprint,
+            # As it was defined: a take-down changes what a run trains on, not which run it is.
+            "held_out": held_out(root, versions, exclude=False).fingerprint,
         }
         run = cls(root, config, canonical_hash(inputs), versions, space)
         if not (run.folder / _CONFIG_FILE).exists():

@@ -120,13 +120,14 @@ def launcher():
         [sys.executable, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
 
-        def launch(root, config, world=1, kill_after=None, kill_at=None, trace=None):
+        def launch(root, config, world=1, kill_after=None, kill_at=None, stop_at=None, trace=None):
             job = {
                 "world": world,
                 "root": str(root.path),
                 "config": config.model_dump(mode="json"),
                 "kill_after": kill_after,
                 "kill_at": kill_at,
+                "stop_at": stop_at,
                 "trace": None if trace is None else str(trace),
             }
             process.stdin.write(json.dumps(job) + "\n")

@@ -1,5 +1,9 @@
+from types import SimpleNamespace
+
 import numpy as np
 
+from ambient_omni.data.annotations import Annotations
+from ambient_omni.noise.soft import LEAST_ACCEPTANCE, acceptance, rate_of_slope
 from ambient_omni.training.audit import Audit, Audited, bucket_names, merged
 from ambient_omni.training.seen import SeenSamples
 
@@ -79,3 +83,22 @@ def test_processes_add_up_to_what_one_would_have_counted():
     together = merged([half.state() for half in halves])
     assert together == whole.state()
     assert halves[0].report(together, seen) == whole.report()
+
+
+def test_under_soft_floors_a_sample_is_held_to_where_it_is_as_good_as_never_accepted():
+    threshold, slopes = 0.45, np.array([0.5, np.nan, 0.5, 0.5], np.float32)
+    data = SimpleNamespace(
+        annotations=Annotations(np.array([1.0, 1.0, np.nan, 1.0]), WINDOW, slopes),
+        sample_rows=np.arange(4),
+        sources=np.zeros(4, np.uint8),
+        source_names=("s",),
+        labels=None,
+        threshold=threshold,
+    )
+    floor = Audited.of(data, 1.0, soft=True).floor
+    assert 0 < floor[0] < 1
+    rate = rate_of_slope(slopes[0], threshold)
+    assert acceptance(floor[0] * 1.001, 1.0, rate, threshold) >= LEAST_ACCEPTANCE
+    assert acceptance(floor[0] * 0.999, 1.0, rate, threshold) == 0
+    # No slope, or a window: hard. Null: never.
+    assert floor[1:].tolist() == [1.0, np.inf, 1.0]

@@ -120,3 +120,11 @@ def test_a_run_without_a_checkpoint_has_no_answer(trainable, config):
     run.write("running")
     with pytest.raises(BadInput, match="no good checkpoint yet"):
         samples_seen(trainable, run.run_id, ["0" * 64])
+
+
+def test_a_take_down_of_a_held_out_image_leaves_the_run_the_same_run(trainable, config):
+    before = RunRecord.of(trainable, config()).run_id
+    members = trainable.tables.read("reference_sets", ["sample_row"], {"role": "validation"})
+    row = members["sample_row"][0].as_py()
+    exclude(trainable, next(name for name, r in rows_by_id(trainable).items() if r == row))
+    assert RunRecord.of(trainable, config()).run_id == before

@@ -169,3 +169,16 @@ def test_shards_resume_with_the_same_bits(trainable, config, launcher):
     assert launcher(trainable, wanted, 2, kill_at=13) == [-9, -9]
     assert launcher(trainable, wanted, 2) == [0, 0]
     assert_same(tensors_of(last_checkpoint(trainable, wanted)), expected)
+
+
+@pytest.mark.slow
+def test_all_processes_save_and_stop_when_one_of_them_is_asked_to(
+    trainable, config, launcher, traces
+):
+    wanted, trace = config(**PLAIN), traces.folder("stopped")
+    assert launcher(trainable, wanted, 2, stop_at=7, trace=trace) == [130, 130]
+    ranks = traces.read(trace)
+    # The answer to a vote is known a step later.
+    assert last_checkpoint(trainable, wanted).step == len(ranks[0]) == len(ranks[1]) == 9
+    assert launcher(trainable, wanted, 2) == [0, 0]
+    assert last_checkpoint(trainable, wanted).step == 20

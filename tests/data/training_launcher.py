@@ -4,8 +4,8 @@ Importing torch and diffusers takes seconds, forking milliseconds. This process 
 starts no thread before it forks, so its children are as good as new ones.
 
 A job is {"world": processes, "root": path, "config": TrainConfig, "kill_after": seconds or null,
-"kill_at": step or null, "trace": folder or null}; the answer is the list of exit codes. Every
-process appends to `trace/RANK.jsonl` what each step trained on.
+"kill_at": step or null, "stop_at": step or null, "trace": folder or null}; the answer is the list
+of exit codes. Every process appends to `trace/RANK.jsonl` what each step trained on.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 
 from ambient_omni.training.config import TrainConfig
-from ambient_omni.training.trainer import Trainer, train
+from ambient_omni.training.trainer import Trainer, TrainingStopped, train
 from schemas.root import Root
 
 
@@ -37,13 +37,13 @@ def traced(folder, rank):
     Trainer._step = step
 
 
-def dying(at):
-    """Kill the process before a step."""
+def signalled(at, number):
+    """Send the process a signal before a step."""
     ordinary = Trainer._step
 
     def step(self, batch):
         if self._done.step == at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         ordinary(self, batch)
 
     Trainer._step = step
@@ -62,7 +62,9 @@ def run(job, rank, port):
     if job["trace"]:
         traced(Path(job["trace"]), rank)
     if job["kill_at"] is not None:
-        dying(job["kill_at"])
+        signalled(job["kill_at"], signal.SIGKILL)
+    if job["stop_at"] is not None and rank == job["world"] - 1:
+        signalled(job["stop_at"], signal.SIGTERM)
     train(Root.open(Path(job["root"])), TrainConfig.model_validate(job["config"]), show=False)
 
 
@@ -75,6 +77,8 @@ def fork(job, rank, port):
         os.setpgid(0, 0)
         run(job, rank, port)
         code = 0
+    except TrainingStopped:
+        code = 130
     except BaseException:  # noqa: BLE001 - a forked child must never return into the loop
         traceback.print_exc()
     finally:
