@@ -159,11 +159,12 @@ def _split_of(photo: str) -> str:
 
 
 def _photographs() -> list[tuple[str, Path]]:
-    landscapes = [(f"land/{path.stem}", path) for path in sorted(_landscapes().glob("*.jpg"))]
-    return landscapes + [(f"scikit/{path.stem}", path) for path in sorted(_scikit().iterdir())]
+    land = [(f"land/{path.stem}", path) for path in sorted(landscapes().glob("*.jpg"))]
+    return land + [(f"scikit/{path.stem}", path) for path in sorted(_scikit().iterdir())]
 
 
-def _landscapes() -> Path:
+def landscapes() -> Path:
+    """Return the folder of the landscapes, 720 x 360 JPEG."""
     folder = cache_folder("endless-sky")
     land = folder / "usr/share/games/endless-sky/images/land"
     if not land.exists():

@@ -36,8 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dry_line(report: JobReport) -> str:
-    todo = report.read - report.unchanged
-    return f"{report.job} {report.batch}: would do {todo} of {report.read}, the rest is current"
+    todo, name = report.read - report.unchanged, f"{report.job} {report.batch}".strip()
+    line = f"{name}: would do {todo} of {report.read}, the rest is current"
+    return "; ".join([line, *report.notes])
 
 
 def _ingest(options: argparse.Namespace) -> JobReport:
@@ -80,6 +81,14 @@ def _score(options: argparse.Namespace) -> JobReport:
         settings=_spark(options),
         dry_run=options.dry_run,
     )
+
+
+def _rescore(options: argparse.Namespace) -> JobReport:
+    from pipelines.jobs.score import ScoreConfig, rescore
+
+    config = _config(options, ScoreConfig)
+    root = Root.open(options.root)
+    return rescore(root, config, settings=_spark(options), dry_run=options.dry_run)
 
 
 def _ood(options: argparse.Namespace) -> JobReport:
@@ -234,6 +243,15 @@ def _parser() -> argparse.ArgumentParser:
     references.add_argument("--validation-fraction", type=float, default=0.2)
     references.add_argument("--evaluation-batch", help="batch that only reports may look at")
     _job(jobs, "score", _score, "scores and embeddings, one decoding pass", config=True, spark=True)
+    _job(
+        jobs,
+        "rescore",
+        _rescore,
+        "whatever scores and embeddings are missing or stale, of all batches",
+        batch=False,
+        config=True,
+        spark=True,
+    )
     ood = _job(jobs, "ood", _ood, "distance to a reference set", config=True, spark=True)
     ood.add_argument("--reference-set", default="trusted")
     _job(jobs, "pack", _pack, "pixels for training under one transform", config=True, spark=True)

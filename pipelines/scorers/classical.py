@@ -59,8 +59,10 @@ def noise_std(pixels: Pixels) -> NDArray[np.float64]:
 
 def saturation(pixels: Pixels) -> NDArray[np.float64]:
     """Mean of HSV saturation, (max - min) / max, black counting as 0."""
-    highest = pixels.rgb_BHW3.max(axis=3)
-    span = highest - pixels.rgb_BHW3.min(axis=3)
+    # A reduction over an axis of three costs ten times these.
+    red, green, blue = (pixels.rgb_BHW3[..., channel] for channel in range(3))
+    highest = np.maximum(np.maximum(red, green), blue)
+    span = highest - np.minimum(np.minimum(red, green), blue)
     share = span / np.maximum(highest, 1)
     return np.asarray(share.mean(axis=(1, 2), dtype=np.float64))
 
@@ -80,10 +82,9 @@ def brightness(pixels: Pixels) -> NDArray[np.float64]:
 def entropy(pixels: Pixels) -> NDArray[np.float64]:
     """Shannon entropy, in bits, of the histogram of luma rounded to 256 levels."""
     count, height, width = pixels.shape
-    levels = np.rint(pixels.luma_BHW).astype(np.int64).reshape(count, -1)
-    offsets = np.arange(count)[:, None] * 256
-    histogram = np.bincount((levels + offsets).ravel(), minlength=count * 256)
-    share = histogram.reshape(count, 256) / (height * width)
+    levels = np.rint(pixels.luma_BHW).astype(np.uint8).reshape(count, -1)
+    histogram = np.stack([np.bincount(image, minlength=256) for image in levels])
+    share = histogram / (height * width)
     bits = -(share * np.log2(share, where=share > 0, out=np.zeros_like(share))).sum(axis=1)
     # The negated sum of one whole level is -0.0.
     return np.asarray(np.maximum(bits, 0.0))

@@ -52,7 +52,12 @@ def test_a_dry_run_says_how_much_there_is_to_do(spark, tmp_path, folder, capsys)
     where = ("--root", tmp_path / "root", "--batch", "b1")
     run(capsys, "ingest", *where, "--source", folder)
     code, out, _ = run(capsys, "score", *where, "--dry-run")
-    assert (code, out) == (0, "score b1: would do 6 of 6, the rest is current\n")
+    assert code == 0
+    assert out.startswith("score b1: would do 6 of 6, the rest is current; about ")
+    assert out.endswith("ms an image, timed on 6)\n")
+    code, out, _ = run(capsys, "rescore", *where[:2], "--dry-run")
+    assert (code, out[:33]) == (0, "rescore: would do 6 of 6, the res")
+    assert "b1: about " in out
     assert not (tmp_path / "root" / "tables" / "scores").exists()
 
 
