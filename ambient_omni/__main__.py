@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"{str(stop) or 'stopped; run the same command again to go on'}\n")
         return _INTERRUPTED
-    sys.stdout.write(answer + "\n")
+    # Under torchrun every process knows the answer.
+    if os.environ.get("RANK", "0") == "0":
+        sys.stdout.write(answer + "\n")
     return 0
 
 
@@ -60,6 +63,7 @@ def _train_classifier(root: Root, options: argparse.Namespace) -> str:
         pool_batches=job.pool_batches,
         reference_set=job.reference_set,
         transform=job.transform,
+        question=job.question,
     )
     return f"classifier {classifier_id} is in {root.classifiers / classifier_id}"
 
