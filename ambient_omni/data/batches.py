@@ -102,6 +102,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.sigma)
 
+    def with_x0(self) -> Batch:
+        """Return the batch with rows of packs turned into x_0; see `BatchMaker.assemble`."""
+        return replace(self, x0=torch.from_numpy(to_x0(self.x0.numpy())))
+
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with what a network reads on `device`; names of samples stay."""
         moved: dict[str, Any] = {
@@ -184,24 +188,30 @@ class BatchMaker:
         Raises:
             SamplesLost: samples vanished or changed since the run opened.
         """
-        return self.assemble(step, draw.at(positions), positions)
+        return self.assemble(step, draw.at(positions), positions).with_x0()
 
     def assemble(self, step: int, draw: Draw, positions: range, num_outside: int = 0) -> Batch:
-        """Return the batch of draws that are those of `positions` already."""
+        """Return the batch of draws that are those of `positions` already.
+
+        Its x0 are rows of the packs until `Batch.with_x0`: bytes are a quarter of the numbers that
+        they become, and on the way out of a worker memory is what costs.
+        """
         config, data, sigma = self._config, self.data, draw.sigma
         index = self._present(step, draw, positions)
-        x0 = to_x0(self.reader.take(index))
+        rows = self.reader.take(index)
+        height, width, channels = rows.shape[1:]
+        shape = (channels, height, width) if rows.dtype == np.uint8 else rows.shape[1:]
         hidden = hidden_level(sigma, self.usable.floor_of(index), config.objective, config.kappa)
-        fixed = self._fixed_noise(index, x0.shape[1:]) if hidden.any() else None
+        fixed = self._fixed_noise(index, shape) if hidden.any() else None
         if self._flips:
             mirrored = self.uniform(step, "flip", positions) < 0.5
-            # The fixed noise belongs to the stored image, so it is mirrored with it.
-            for images in (x0, fixed):
-                if images is not None:
-                    images[mirrored] = images[mirrored, :, :, ::-1]
-        fresh = rng.normal_rows(positions, x0.shape[1:], config.seed, "noise", step)
+            rows[mirrored] = rows[mirrored, :, ::-1]
+            if fixed is not None:
+                # It belongs to the stored image, so it is mirrored with it.
+                fixed[mirrored] = fixed[mirrored, :, :, ::-1]
+        fresh = rng.normal_rows(positions, shape, config.seed, "noise", step)
         return Batch(
-            x0=torch.from_numpy(x0),
+            x0=torch.from_numpy(rows),
             sigma=torch.from_numpy(sigma.astype(np.float32)),
             hidden=torch.from_numpy(hidden.astype(np.float32)),
             fresh=torch.from_numpy(fresh),

@@ -52,7 +52,8 @@ class _Steps(Dataset["Batch | AmbientOmniError"]):
         try:
             if self._streaming is not None:
                 return self._streaming.batch(step)
-            return self._maker.batch(step, self._maker.draw(step), self._positions)
+            draw = self._maker.draw(step).at(self._positions)
+            return self._maker.assemble(step, draw, self._positions)
         except AmbientOmniError as error:
             return error
 
@@ -68,7 +69,7 @@ class _Loader(Iterable[Batch]):
         for made in self._made():
             if isinstance(made, AmbientOmniError):
                 raise made
-            yield made
+            yield made.with_x0()
 
     def _made(self) -> Iterable[Batch | AmbientOmniError]:
         if self._config.num_workers == 0:

@@ -145,7 +145,7 @@ class StreamingMaker:
         self._drawer: Drawer | None = None
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step.
+        """Return the batch of a step, as `BatchMaker.assemble` does.
 
         Raises:
             SamplesLost: more samples vanished or changed than the settings allow.
