@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from ambient_omni.data.packs import Pack
 from ambient_omni.data.transforms import Transform
+from dagster_project.bands import BANDS
 from dagster_project.describe import picture
 from schemas.registry import contract
 from schemas.root import Root
@@ -30,26 +31,61 @@ _HISTOGRAMS = {
 
 def score_pictures(root: Root, table: str, batch: str) -> Metadata:
     """Return histograms of a batch's scores, a line per source."""
-    if not _can_draw():
+    if not can_draw():
         return {}
     from pipelines.report.plots import score_histogram
 
     wanted, names = contract(table), _HISTOGRAMS.get(table, ())
     rows = root.tables.read(table, ["sample_row", *names], {"ingest_batch": batch})
     rows = _with_source(root, rows, batch)
+    borders = _borders(root)
     found: Metadata = {}
     for name in names:
         column = rows.filter(pc.is_valid(rows[name]))
         if column.num_rows:
             by_source = _by_source(column, name)
-            png = score_histogram(by_source, name=name, unit=wanted.column(name).unit)
+            png = score_histogram(
+                by_source,
+                name=name,
+                unit=wanted.column(name).unit,
+                thresholds=borders.get(name, ()),
+            )
             found[f"histogram_{name}"] = picture(png, f"distribution of {name}")
     return found
 
 
+def _borders(root: Root) -> dict[str, list[float]]:
+    """Return the thresholds that policies freeze, by score."""
+    found: dict[str, list[float]] = {}
+    for row in root.tables.read("policies", ["parameters"], {"kind": "quality_rank"}).to_pylist():
+        rule = json.loads(row["parameters"])
+        if rule.get("cut_score") is not None:
+            found.setdefault(rule["column"], []).append(float(rule["cut_score"]))
+    return found
+
+
+def band_picture(root: Root, batch: str, policies: Mapping[str, str]) -> Metadata:
+    """Return how many images of a batch each noise band can draw from, per policy."""
+    if not can_draw():
+        return {}
+    from ambient_omni.noise.usable import effective_samples_per_band
+    from pipelines.report.plots import effective_samples
+
+    counts = {}
+    for name, policy_id in policies.items():
+        where = {"policy_id": policy_id, "ingest_batch": batch}
+        rows = root.tables.read("noise_annotations", ["sigma_min", "sigma_max"], where)
+        low, high = rows["sigma_min"].to_numpy(), rows["sigma_max"].to_numpy()
+        counts[name] = effective_samples_per_band(low, high, BANDS)
+    if not counts:
+        return {}
+    png = effective_samples(counts, BANDS)
+    return {"images_per_noise_band": picture(png, f"images of {batch} per noise band")}
+
+
 def pack_picture(root: Root, transform: Transform, batch: str) -> Metadata:
     """Return a mosaic of images spread over a batch's pack."""
-    if not _can_draw():
+    if not can_draw():
         return {}
     from pipelines.report.plots import mosaic
 
@@ -65,7 +101,7 @@ def pack_picture(root: Root, transform: Transform, batch: str) -> Metadata:
 def classifier_picture(root: Root, classifier_id: str) -> Metadata:
     """Return the classifier's total variation per level."""
     rows = root.tables.read("noise_classifiers", where={"classifier_id": classifier_id}).to_pylist()
-    if not rows or not _can_draw():
+    if not rows or not can_draw():
         return {}
     from pipelines.report.plots import tv_bound
 
@@ -76,7 +112,7 @@ def classifier_picture(root: Root, classifier_id: str) -> Metadata:
 
 def level_pictures(root: Root, batch: str, policies: Mapping[str, str]) -> Metadata:
     """Return, per policy (name to policy_id), the share of a batch usable at each level."""
-    if not _can_draw():
+    if not can_draw():
         return {}
     from pipelines.report.plots import sigma_min_cdf
 
@@ -97,7 +133,7 @@ def run_pictures(root: Root, run_id: str) -> Metadata:
     grids = sorted(folder.glob("samples*.png"), key=lambda path: path.stat().st_mtime)
     if grids and grids[-1].stat().st_size <= MAX_PICTURE_BYTES:
         found["samples"] = picture(grids[-1].read_bytes(), f"samples of run {run_id}")
-    if not _can_draw():
+    if not can_draw():
         return found
     from pipelines.report.plots import training_curves
 
@@ -135,6 +171,7 @@ def _by_source(rows: pa.Table, column: str) -> dict[str, np.ndarray]:
     return {name: rows.filter(pc.equal(rows["source"], name))[column].to_numpy() for name in names}
 
 
-def _can_draw() -> bool:
+def can_draw() -> bool:
+    """Say whether plots can be made here."""
     # Plots are the `report` extra's; the graph runs without it.
     return importlib.util.find_spec("matplotlib") is not None

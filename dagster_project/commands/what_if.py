@@ -9,12 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ambient_omni.noise.usable import effective_samples_per_band
+from dagster_project.bands import BANDS
 from dagster_project.commands.lookup import text_table
 from pipelines.references import held_out_sample_ids
 from schemas.errors import BadInput
 from schemas.root import Root
-
-BANDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 
 
 def what_if(root_path: Path) -> str:

@@ -9,6 +9,7 @@ from dagster_project.defs.materialize import Result, job_result, run_job
 from dagster_project.defs.partitions import INGEST_BATCHES, all_of, same_batch
 from dagster_project.defs.project import Project
 from dagster_project.describe import described, static_metadata
+from dagster_project.galleries import score_galleries
 from dagster_project.pictures import pack_picture, score_pictures
 from dagster_project.request import REFERENCE
 
@@ -133,5 +134,8 @@ def training_pack(context: dg.AssetExecutionContext, project: Project) -> Result
     recipe, root, batch = project.request.full_recipe, project.root, context.partition_key
     report = run_job(build_pack, root, batch, recipe.transform, settings=recipe.spark)
     pictures = pack_picture(root, recipe.transform, batch)
+    scores = recipe.scores
+    versions = {f"scores/{name}": scores.pack_of(name).version for name in scores.packs}
+    pictures |= score_galleries(root, recipe.transform, batch, versions)
     more = {"noise_space": recipe.transform.noise_space, **pictures}
     return job_result(root, report, more=more)
