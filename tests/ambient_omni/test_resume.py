@@ -182,3 +182,14 @@ def test_all_processes_save_and_stop_when_one_of_them_is_asked_to(
     assert last_checkpoint(trainable, wanted).step == len(ranks[0]) == len(ranks[1]) == 9
     assert launcher(trainable, wanted, 2) == [0, 0]
     assert last_checkpoint(trainable, wanted).step == 20
+
+
+@pytest.mark.slow
+def test_half_precision_is_the_same_for_replicas_and_for_shards(trainable, config, launcher):
+    few = {**PLAIN, "num_images": 48, "precision": "bf16"}
+    found = []
+    for distribution in ("ddp", "fsdp"):
+        wanted = config(**few, distribution=distribution)
+        assert launcher(trainable, wanted, 2) == [0, 0]
+        found.append(losses(take_aside(trainable, wanted, distribution)))
+    assert found[0] == pytest.approx(found[1], rel=1e-2)
