@@ -6,7 +6,7 @@ from PIL import Image
 
 from ambient_omni import rng
 from pipelines.scorers import PACKS
-from pipelines.scorers.base import Pack, Scorer, code_hash
+from pipelines.scorers.base import Pack, Scorer, code_hash, score_packs
 from pipelines.scorers.classical import CLASSICAL
 from schemas.scores import contract_for
 
@@ -114,6 +114,65 @@ def test_a_measure_that_is_not_finite_becomes_null_with_a_reason():
     found = Pack("test", (broken,)).score([np.zeros((4, 4, 3), np.uint8)])
     assert np.isnan(found.columns["broken"][0])
     assert found.reasons == [{"broken": "not finite"}]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1.0001, -0.0001])
+def test_a_value_that_is_no_score_never_reaches_a_row(value):
+    broken = Scorer(
+        "broken", lambda p: np.full(p.shape[0], value), "higher_is_better", 0, 1, "", "test"
+    )
+    pack = Pack("test", (broken, CLASSICAL.scorer("brightness")))
+    found = pack.score([np.zeros((4, 4, 3), np.uint8)] * 2)
+    assert np.isnan(found.columns["broken"]).all()
+    why = "not finite" if not np.isfinite(value) else "outside 0..1"
+    assert list(found.reasons) == [{"broken": why}] * 2
+    assert found.columns["brightness"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 10_000), (10_000, 1), (300, 300)])
+@pytest.mark.parametrize("name", ["classical", "natural_statistics", "safety"])
+def test_no_pack_gives_a_number_that_is_none(name, shape):
+    packs = {name: (PACKS[name], None)}
+    for value in (0, 255):
+        found = score_packs(packs, [np.full((*shape, 3), value, np.uint8)])[name]
+        for column, values in found.columns.items():
+            scorer = PACKS[name].scorer(column)
+            assert np.isnan(values[0]) == (column in found.reasons[0])
+            low = -np.inf if scorer.minimum is None else scorer.minimum
+            assert np.isnan(values[0]) or low <= values[0] < np.inf
+
+
+def test_packs_that_run_together_say_what_they_say_alone():
+    images = [photo(200, 1), photo(64, 2), photo(200, 3), photo(260, 4)]
+    names = ("classical", "natural_statistics")
+    together = score_packs({name: (PACKS[name], None) for name in names}, images)
+    for name in names:
+        alone = PACKS[name].score(images)
+        assert alone.reasons == together[name].reasons
+        for column, values in alone.columns.items():
+            assert np.array_equal(values, together[name].columns[column], equal_nan=True)
+
+
+def test_scorers_of_one_chunk_share_one_resize_a_size(monkeypatch):
+    from pipelines.scorers import images as images_module
+    from pipelines.scorers.images import Images
+
+    resized = []
+    plain = images_module._resized
+    monkeypatch.setattr(
+        images_module, "_resized", lambda *args: resized.append(args[1]) or plain(*args)
+    )
+    chunk = Images([photo(50), photo(60)])
+    assert chunk.squares(32) is chunk.squares(32)
+    chunk.squares(40)
+    assert resized == [32, 32, 40, 40]
+
+
+def test_equal_images_get_equal_scores_wherever_they_stand():
+    image = photo(96, 7)
+    found = score(*[image] * 9, photo(96, 8), *[image] * 30)
+    for values in found.columns.values():
+        assert len(set(np.delete(values, 9))) == 1
 
 
 def test_scores_do_not_depend_on_order_or_on_neighbours():
