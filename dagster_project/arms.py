@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ambient_omni.noise.crossing import corrected_tau
 from dagster_project import measured_rules
 from dagster_project.operations.classifiers import promoted_id
 from dagster_project.recipe import Recipe
@@ -15,6 +16,7 @@ from dagster_project.rules import (
     SampleSizeRule,
 )
 from pipelines.freezing import freeze_quality_rank
+from pipelines.measures import good_share_of
 from pipelines.policies import AnyPolicy, ClassifierThreshold, FixedPerSource, QualityRank, load
 from schemas.reference_sets import TRUSTED
 from schemas.root import Root
@@ -149,11 +151,14 @@ def judging_set(request: Request) -> str:
 def _threshold(
     root: Root, request: Request, rule: ClassifierRule, space: str, name: str
 ) -> ClassifierThreshold:
+    classifier_id, share = classifier_id_of(root, request), rule.good_share
+    if share == "measured":
+        share = good_share_of(root, classifier_id)
     return ClassifierThreshold(
         name=name,
         noise_space=space,
-        classifier_id=classifier_id_of(root, request),
-        tau=rule.tau,
+        classifier_id=classifier_id,
+        tau=corrected_tau(rule.tau, share) if share else rule.tau,
         smoothing_octaves=rule.smoothing_octaves,
         decay_exponent=rule.decay_exponent,
         soft=rule.soft,

@@ -29,6 +29,11 @@ class ClassifierRule(_Frozen):
         default=False,
         description="Train with soft floors: a sample comes in gradually, as its slope says.",
     )
+    good_share: Annotated[float, Field(ge=0, le=1)] | Literal["measured"] = Field(
+        default=0.0,
+        description="Share of the pool that is as good as the reference: tau is corrected so that "
+        "it means for the rest what it says. measured: the classifier's own estimate.",
+    )
 
 
 class FixedRule(_Frozen):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from schemas.errors import TableMissing
+from schemas.errors import BadInput, TableMissing
 from schemas.root import Root
 
 
@@ -117,6 +117,22 @@ def noise_space_of(root: Root, classifier_id: str) -> str:
         TableMissing: no such classifier.
     """
     return str(classifier_row(root, classifier_id)["noise_space"])
+
+
+def good_share_of(root: Root, classifier_id: str) -> float:
+    """Return the share of the pool that is as good as the reference, as a classifier found it.
+
+    Raises:
+        TableMissing: no such classifier.
+        BadInput: it did not estimate the share.
+    """
+    share = classifier_row(root, classifier_id).get("good_share")
+    if share is None:
+        raise BadInput(
+            f"classifier {classifier_id!r} has no estimate of the pool's good share: give "
+            "good_share as a number, or train it again"
+        )
+    return float(str(share))
 
 
 def classifier_row(root: Root, classifier_id: str) -> Mapping[str, object]:

@@ -7,9 +7,10 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from ambient_omni.noise.crossing import corrected_tau
 from pipelines import policies
 from pipelines.freezing import freeze_crop_window, freeze_quality_rank, freeze_sample_size
-from pipelines.measures import noise_space_of
+from pipelines.measures import good_share_of, noise_space_of
 from pipelines.policies import AnyPolicy, ClassifierThreshold, FixedPerSource
 from pipelines.policies.by_window import Floor
 from schemas.errors import BadInput
@@ -26,6 +27,9 @@ def policy_from_file(root: Root, path: Path, batches: Sequence[str]) -> AnyPolic
     a `crop_window` its levels from the receptive field. To apply them to later batches, name the
     policy by its id.
 
+    `good_share` of a `classifier_threshold` corrects tau for a pool of which that share is as good
+    as the reference; "measured" takes the classifier's own estimate.
+
     Raises:
         BadInput: the file cannot be read, or a setting is missing, unknown or out of range.
         TableMissing: the classifier or the scores that it needs are not there.
@@ -33,6 +37,8 @@ def policy_from_file(root: Root, path: Path, batches: Sequence[str]) -> AnyPolic
     values = _read(path)
     kind = values.get("kind")
     try:
+        if kind == "classifier_threshold" and "good_share" in values:
+            values = _corrected(root, values)
         if kind in ("classifier_threshold", "pilot_calibrated") and "noise_space" not in values:
             values["noise_space"] = noise_space_of(root, str(values.get("classifier_id")))
         if kind == "quality_rank" and "cut_score" not in values:
@@ -51,6 +57,21 @@ def policy_from_file(root: Root, path: Path, batches: Sequence[str]) -> AnyPolic
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "policy"
         raise BadInput(f"{path}: {where}: {first['msg']}") from error
+
+
+def _corrected(root: Root, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with the tau that means for the pool's bad part what tau says."""
+    rest = {name: value for name, value in values.items() if name != "good_share"}
+    share = values["good_share"]
+    if share == "measured":
+        share = good_share_of(root, str(values.get("classifier_id")))
+    tau = rest.get("tau", ClassifierThreshold.model_fields["tau"].default)
+    try:
+        return rest | {"tau": corrected_tau(float(tau), float(share))}
+    except (TypeError, ValueError) as error:
+        raise BadInput(
+            f'good_share {share!r} with tau {tau!r}: give a share from 0 to 1 or "measured"'
+        ) from error
 
 
 def _require(

@@ -8,7 +8,7 @@ from ambient_omni import rng
 from ambient_omni.data.packs import to_x0
 from ambient_omni.windows.config import ReceptiveFieldConfig
 from ambient_omni.windows.crop_classifier import load_crop_classifier
-from ambient_omni.windows.crop_training import train_crop_classifier
+from ambient_omni.windows.crop_training import told_apart, train_crop_classifier
 from ambient_omni.windows.crops import (
     cut,
     grid_corners,
@@ -148,6 +148,16 @@ def test_a_map_says_which_crops_are_good(graded):
     assert found[:, -4:].mean() < 0.15
     with pytest.raises(BadInput, match="knows the sizes"):
         classifier.maps(to_x0(half), ["x"], 6)
+
+
+def test_planted_crops_are_found_also_where_the_domain_lies_around_one_half():
+    draw = rng.generator(0, "test")
+    inside = draw.normal(-0.3, 0.1, (40, 2, 3))
+    planted = draw.normal(-4.0, 0.1, (40, 2, 3))
+    planted[:, 1] = inside[::-1, 1]
+    found = told_apart(inside, planted)
+    assert found.tv_lower_bound[0] == 1
+    assert abs(found.tv_lower_bound[1]) < 4 * found.tv_standard_error[1]
 
 
 def test_altered_weights_are_refused(graded):

@@ -137,3 +137,15 @@ def test_a_soft_floor_under_a_window_is_refused():
     arms = {**ARMS, "foreign": {"kind": "crop_window", "floor": floor}}
     with pytest.raises(BadInput, match="keeps a hard floor"):
         parse_recipe({"arms": arms}, "test")
+
+
+def test_tau_is_corrected_for_the_good_share_of_the_pool(root, request_):
+    def tau_of(share):
+        rule = {"kind": "classifier_threshold", "good_share": share}
+        recipe = parse_recipe({**request_.recipe, "arms": {**ARMS, "annotated": rule}}, "test")
+        return policy_of(root, request_, recipe, "annotated").tau
+
+    assert tau_of(0.0) == 0.45
+    assert tau_of(0.5) == pytest.approx(1 / (1.5 + 0.5 * 0.55 / 0.45))
+    with pytest.raises(BadInput, match="no estimate of the pool's good share"):
+        tau_of("measured")
