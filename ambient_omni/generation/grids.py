@@ -14,6 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 # Height of a line of text, pixels.
 _LINE = 12
 _TEXT_SIZE = 10
+# Wider images can be looked at as they are.
+_SMALL = 128
 
 
 def save_grid(
@@ -21,7 +23,7 @@ def save_grid(
     path: Path,
     *,
     captions: Sequence[str] = (),
-    scale: int = 2,
+    scale: int | None = None,
     gap: int = 2,
 ) -> None:
     """Write images (N, H, W, 3) as one PNG, in rows of about the square root of N.
@@ -30,10 +32,12 @@ def save_grid(
         images: uint8.
         path: where to.
         captions: one line below each image, cut to its width; none for none.
-        scale: every pixel becomes this many, so that small images can be looked at.
+        scale: side of the square that every pixel becomes; none = 2 for images of up to 128
+            pixels, so that they can be looked at, and 1 for others.
         gap: white pixels between images.
     """
     count, height, width, _ = images.shape
+    scale = scale or (2 if width <= _SMALL else 1)
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     line = _LINE if captions else 0
@@ -57,5 +61,7 @@ def title(facts: Mapping[str, Any]) -> str:
 
 def _caption(text: str, width: int) -> Image.Image:
     line = Image.new("RGB", (width, _LINE), "white")
+    # One line, and no more letters than pixels: a prompt may be a book, and drawing it takes long.
+    text = " ".join(text[: 2 * width].split())[:width]
     ImageDraw.Draw(line).text((0, 0), text, "black", ImageFont.load_default(_TEXT_SIZE))
     return line

@@ -35,14 +35,14 @@ def generate(root: Root, job: GenerateJob, *, show: bool = True) -> int:
         show: draw a progress bar.
 
     Returns:
-        The number of images that are there.
+        The number of images that were asked for, all of which are there.
 
     Raises:
         BadInput: there is no such run or prompts file, or the folder holds other images.
         CheckpointRefused: the checkpoint is damaged.
     """
     trained = load_trained(root, job.run_id, checkpoint_path(root, job.run_id, job.checkpoint))
-    config = _with_prompts(job)
+    config, out = _with_prompts(job), job.out.expanduser()
     sampler = Sampler(
         trained.model.on_accelerator(),
         config,
@@ -51,10 +51,10 @@ def generate(root: Root, job: GenerateJob, *, show: bool = True) -> int:
         trained.config.prior,
         job.batch_size,
     )
-    claim(job.out, _settings(job, config, trained))
-    output = Tar(job.out, job.images_per_shard) if job.format == "tar" else Folder(job.out)
+    claim(out, _settings(job, config, trained))
+    output = Tar(out, job.images_per_shard) if job.format == "tar" else Folder(out)
     _fill(output, sampler, config.num_images, show)
-    _describe(output, sampler, config.num_images, job.out)
+    _describe(output, sampler, config.num_images, out)
     return config.num_images
 
 
@@ -91,7 +91,8 @@ def _counted(images: Any, bar: Any) -> Any:
 
 def _describe(output: Output, sampler: Sampler, count: int, folder: Path) -> None:
     if isinstance(output, Folder):
-        output.describe([sampler.facts(number) for number in range(count)])
+        # Also those of an earlier call that asked for more.
+        output.describe([sampler.facts(number) for number in range(output.count())])
     shown = range(min(count, _GRID_IMAGES))
     images = np.stack([output.read(number) for number in shown])
     save_grid(images, folder / "grid.png", captions=sampler.titles(len(shown)))
@@ -111,7 +112,8 @@ def _with_prompts(job: GenerateJob) -> SampleConfig:
     if job.prompts_file is None:
         return job.samples
     try:
-        lines = job.prompts_file.read_text().splitlines()
+        # A byte order mark is no part of a prompt, and a line ends at a line feed alone.
+        lines = job.prompts_file.expanduser().read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"cannot read the prompts in {job.prompts_file}: {error}") from error
     prompts = tuple(line.strip() for line in lines if line.strip())

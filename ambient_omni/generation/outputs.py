@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import tarfile
@@ -24,6 +25,9 @@ from schemas.root import write_json
 
 SETTINGS_FILE = "generate.json"
 _METADATA_FILE = "metadata.jsonl"
+
+# The last chunk of a PNG: its length, its name, its checksum.
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
 Pixels = NDArray[np.uint8]
 Facts = Mapping[str, Any]
@@ -56,10 +60,10 @@ class Folder:
         self.path = path
 
     def missing(self, count: int) -> list[range]:
-        """Return the runs of numbers without a file."""
+        """Return the runs of numbers without a whole file."""
         runs: list[range] = []
         for number in range(count):
-            if self._file(number).exists():
+            if _is_whole(self._file(number)):
                 continue
             if runs and runs[-1].stop == number:
                 runs[-1] = range(runs[-1].start, number + 1)
@@ -79,13 +83,19 @@ class Folder:
         with Image.open(self._file(number)) as image:
             return np.asarray(image.convert("RGB"))
 
+    def count(self) -> int:
+        """Return how many images there are from number 0 on without a gap."""
+        return next(number for number in itertools.count() if not self._file(number).exists())
+
     def describe(self, facts: Sequence[Facts]) -> None:
         """Write what is known of each image, by its file name."""
         lines = [
             json.dumps({"file_name": self._file(number).name, **fact}, ensure_ascii=False)
             for number, fact in enumerate(facts)
         ]
-        (self.path / _METADATA_FILE).write_text("\n".join(lines) + "\n")
+        aside = self.path / f".{_METADATA_FILE}.{os.getpid()}"
+        aside.write_text("\n".join(lines) + "\n")
+        aside.replace(self.path / _METADATA_FILE)
 
     def _file(self, number: int) -> Path:
         return self.path / f"{number:06d}.png"
@@ -144,6 +154,16 @@ class Tar:
         return 0
 
 
+def _is_whole(path: Path) -> bool:
+    """Say whether a PNG is there to its end: a machine that fell may leave a name without bytes."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            return file.read() == _PNG_END
+    except OSError:  # none there, or shorter than an end
+        return False
+
+
 def _members(image: Pixels, fact: Facts) -> Iterator[tuple[str, bytes]]:
     png = io.BytesIO()
     Image.fromarray(image).save(png, "PNG")
@@ -168,20 +188,35 @@ def claim(path: Path, settings: Mapping[str, Any]) -> None:
         settings: JSON values; other ones make other images.
 
     Raises:
-        BadInput: the folder holds images that were made with other settings.
+        BadInput: the folder holds images that were made with other settings, or by others; or it
+            is no folder.
     """
     file = path / SETTINGS_FILE
     wanted = json.loads(json.dumps(settings))
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"{path} is a file: name a folder for the images")
     if file.exists():
-        try:
-            found = json.loads(file.read_text())
-        except ValueError as error:
-            raise BadInput(f"{file} is damaged ({error}): remove the folder") from error
+        found = _read_settings(file)
         other = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
         if other:
             raise BadInput(
                 f"{path} holds images that were made with another {', '.join(other)}: "
                 "name another folder, or remove this one"
             )
+    elif path.exists() and any(path.iterdir()):
+        raise BadInput(
+            f"{path} holds files and no {SETTINGS_FILE} that says what made them: name an empty or "
+            "a new folder"
+        )
     path.mkdir(parents=True, exist_ok=True)
     write_json(file, wanted)
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{file} is damaged ({error}): remove the folder") from error
+    if not isinstance(found, dict):
+        raise BadInput(f"{file} is damaged (no settings): remove the folder")
+    return found

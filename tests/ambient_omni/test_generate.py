@@ -8,6 +8,7 @@ from PIL import Image
 
 from ambient_omni.generation import job as generate_job
 from ambient_omni.generation.config import GenerateJob, SampleConfig
+from ambient_omni.generation.grids import save_grid
 from ambient_omni.generation.job import generate
 from ambient_omni.generation.outputs import Folder, Tar
 from ambient_omni.training.trainer import train
@@ -138,3 +139,55 @@ def test_a_run_whose_samples_cannot_be_drawn_is_refused_before_it_trains(
     with pytest.raises(BadInput, match=r"asked for|are given|guidance needs"):
         train(trainable, config(samples=settings, prior={"lowest": 0.01}), show=False)
     assert not list(trainable.runs.glob("*/checkpoints"))
+
+
+def test_an_image_that_is_cut_off_is_made_again(run, tmp_path):
+    run(tmp_path / "out", 4)
+    whole = pngs(tmp_path / "out")
+    (tmp_path / "out" / "000001.png").write_bytes(whole["000001.png"][:-9])
+    (tmp_path / "out" / "000002.png").write_bytes(b"")
+    run(tmp_path / "out", 4)
+    assert pngs(tmp_path / "out") == whole
+
+
+def test_asking_for_fewer_images_forgets_none(run, tmp_path):
+    run(tmp_path / "out", 5)
+    before = (tmp_path / "out" / "metadata.jsonl").read_text()
+    assert run(tmp_path / "out", 2) == 2
+    assert (tmp_path / "out" / "metadata.jsonl").read_text() == before
+    assert len(pngs(tmp_path / "out")) == 5
+
+
+def test_a_folder_of_somebody_else_is_left_alone(run, tmp_path):
+    foreign = tmp_path / "photos" / "000000.png"
+    foreign.parent.mkdir()
+    foreign.write_bytes(b"mine")
+    with pytest.raises(BadInput, match=r"holds files and no generate\.json"):
+        run(foreign.parent)
+    assert [path.name for path in foreign.parent.iterdir()] == ["000000.png"]
+    with pytest.raises(BadInput, match="is a file: name a folder"):
+        run(foreign)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "generate.json").write_text("[]")
+    with pytest.raises(BadInput, match="is damaged"):
+        run(tmp_path / "out")
+
+
+def test_prompts_may_begin_with_a_mark_and_hold_any_letter(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffשלום\r\na\u2028b\n".encode())
+    job = GenerateJob(run_id="r", out=tmp_path, prompts_file=file)
+    assert generate_job._with_prompts(job).prompts == ("שלום", "a\u2028b")
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 2_000_000, "a word " * 200_000, "one\ntwo\n" * 1000, "שלום"]
+)
+def test_any_prompt_fits_below_its_image(tmp_path, text):
+    save_grid(np.zeros((1, 16, 16, 3), np.uint8), tmp_path / "grid.png", captions=[text])
+    assert Image.open(tmp_path / "grid.png").size == (32, 44)
+
+
+def test_only_small_images_are_enlarged(tmp_path):
+    save_grid(np.zeros((2, 256, 256, 3), np.uint8), tmp_path / "grid.png")
+    assert Image.open(tmp_path / "grid.png").size == (514, 256)
