@@ -30,8 +30,8 @@ from benchmarks.common import cache_folder, record
 from benchmarks.peers import loader_side
 from benchmarks.peers.loader_side import BATCH, decode, rate, stack
 
-NUM_ARRAYS, NUM_JPEGS = 8192, 1024
-ROUNDS, SECONDS = 3, 4.0
+NUM_ARRAYS, NUM_JPEGS = 8192, 512
+ROUNDS, SECONDS = 3, 3.0
 WORKERS = (1, 2)
 PEERS = ("webdataset", "streaming", "litdata")
 TRANSFORM = Transform(resolution=loader_side.SHAPE[0])
@@ -41,7 +41,7 @@ _MODULE = "benchmarks.loader_vs_best_peer"
 
 def data_folder() -> Path:
     """Make the images once: arrays of noise, and JPEGs that compress like photographs."""
-    folder = cache_folder("loader") / "data-v1"
+    folder = cache_folder("loader") / "data-v2"
     if (folder / "done").exists():
         return folder
     (folder / "jpeg").mkdir(parents=True, exist_ok=True)

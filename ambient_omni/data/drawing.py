@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -116,44 +117,41 @@ def strata_of(data: TrainingData, sampling: SamplingConfig) -> Strata:
     return Strata(group, source, group_weights, source_weights)
 
 
-def skew_lines(
-    names: Sequence[str],
-    numbers: NDArray[np.unsignedinteger],
-    usable: Usable,
-    bands: Sequence[float],
-    what: str,
-) -> list[str]:
-    """Say per noise band how far annotations skew classes or sources, for people.
+def skew_lines(data: TrainingData, usable: Usable, bands: Sequence[float]) -> list[str]:
+    """Say per noise band how far annotations skew classes, and sources where there are several.
 
     The figure is the total variation between the shares of the groups among the samples usable in
-    the band and among all samples: the part of the draws that lands on another group.
+    the band and among all samples: the part of the draws that lands on another group. What corrects
+    it are `sampling.class_balance` and `sampling.source_weights`.
 
     Args:
-        names: of the groups.
-        numbers: (N,) the group of each sample.
+        data: what is trained on.
         usable: levels of the samples.
         bands: ascending edges.
-        what: what the groups are, e.g. "class".
     """
-    per_band = effective_samples_per_group(usable, numbers, len(names), bands)
-    pool = np.bincount(numbers, minlength=len(names)) / max(1, len(usable))
-    lines = [f"sigma band        skew of {what}   furthest from its share"]
-    for low, high, counts in zip(bands[:-1], bands[1:], per_band, strict=True):
-        lines.append(f"{low:7.3g} ..{high:7.3g} {_skew(names, pool, counts)}")
+    lines = []
+    groups = [("source", data.source_names, data.sources)]
+    if data.labels is not None:
+        groups.append(("class", data.label_names, data.labels))
+    for what, names, numbers in groups:
+        if len(names) < 2:
+            continue
+        per_band = effective_samples_per_group(usable, numbers, len(names), bands)
+        pool = np.bincount(numbers, minlength=len(names)) / len(data)
+        lines.append(f"sigma band        skew by {what}")
+        lines += [
+            f"{low:7.3g} ..{high:7.3g} {_skew(names, pool, counts)}"
+            for (low, high), counts in zip(itertools.pairwise(bands), per_band, strict=True)
+        ]
     return lines
-
-
-def skew_of(shares: Levels, pool: Levels) -> float:
-    """Return the total variation between two distributions over groups, in [0, 1]."""
-    return float(np.abs(shares - pool).sum() / 2)
 
 
 def _skew(names: Sequence[str], pool: Levels, counts: Levels) -> str:
     if not counts.any():
-        return f"{'-':>11}   no sample"
+        return f"{'-':>15}   no sample"
     shares = counts / counts.sum()
     furthest = int(np.abs(shares - pool).argmax())
     return (
-        f"{skew_of(shares, pool):11.1%}   {names[furthest]}: {shares[furthest]:.1%} of the draws, "
-        f"{pool[furthest]:.1%} of the samples"
+        f"{np.abs(shares - pool).sum() / 2:15.1%}   {names[furthest]}: {shares[furthest]:.1%} of "
+        f"the draws, {pool[furthest]:.1%} of the samples"
     )

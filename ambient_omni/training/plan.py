@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from ambient_omni.config import resolved
 from ambient_omni.data.batches import BatchMaker
+from ambient_omni.data.drawing import skew_lines
 from ambient_omni.data.loaders import make_loader
 from ambient_omni.data.training_data import TrainingData, open_training_data
 from ambient_omni.models.networks import num_parameters
@@ -62,6 +63,7 @@ def describe(root: Root, config: TrainConfig) -> str:
             f"{maker.num_unreachable} at no level of the prior",
             *usable_lines(data, maker.usable, config),
             *class_lines(data, maker.usable, config),
+            *skew_lines(data, maker.usable, BANDS),
             f"{weights} weights, {trained} of them trained, "
             f"{config.num_steps} steps of {config.batch_size} images, {passes:.1f} passes over the "
             "samples",
