@@ -92,8 +92,10 @@ def _evaluate(root: Root, options: argparse.Namespace) -> str:
     if options.dry_run:
         return resolved(job)
     from ambient_omni.evaluation import evaluate
+    from ambient_omni.generation.job import checkpoint_path
 
-    loss = evaluate(root, job.run_id, job.reference_set)
+    checkpoint = checkpoint_path(root, job.run_id, job.checkpoint)
+    loss = evaluate(root, job.run_id, job.reference_set, checkpoint)
     return json.dumps(loss.model_dump(exclude={"per_image", "sample_rows"}), indent=1)
 
 

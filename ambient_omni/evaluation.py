@@ -155,11 +155,19 @@ def evaluate_reference(
     )
 
 
-def evaluate(root: Root, run_id: str, reference_set: str = "evaluation") -> HeldOutLoss:
+def evaluate(
+    root: Root, run_id: str, reference_set: str = "evaluation", checkpoint: Path | None = None
+) -> HeldOutLoss:
     """Measure a run's selected checkpoint on a reference set, and keep it in ``heldout.json``.
 
     The file maps reference sets to `HeldOutLoss`. Levels, noisings and seed are the run's own, so
     that runs which agree on them can be compared image by image.
+
+    Args:
+        root: where the run is.
+        run_id: which one.
+        reference_set: what is measured on.
+        checkpoint: another checkpoint of the run, or an average; its loss is not kept.
 
     Raises:
         BadInput: there is no such run, or it has no checkpoint yet.
@@ -167,7 +175,7 @@ def evaluate(root: Root, run_id: str, reference_set: str = "evaluation") -> Held
         NotEnoughReferences: the reference set is empty.
         PackMissing: a batch of its members has no complete pack.
     """
-    model = load_trained(root, run_id)
+    model = load_trained(root, run_id, checkpoint)
     config = model.config.held_out.model_copy(update={"reference_set": reference_set})
     images = read_reference_images(
         root,
@@ -179,7 +187,8 @@ def evaluate(root: Root, run_id: str, reference_set: str = "evaluation") -> Held
     loss = evaluate_reference(
         model.model.on_accelerator(), images, config, model.checkpoint.name, model.label_names
     )
-    keep_heldout(root.runs / run_id, loss)
+    if checkpoint is None:
+        keep_heldout(root.runs / run_id, loss)
     return loss
 
 

@@ -209,6 +209,15 @@ class TrainConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _guidance_was_learned(self) -> TrainConfig:
+        if self.samples.guidance != 1 and not self.learns_without_condition:
+            raise ValueError(
+                "samples.guidance needs a model that also learns without its condition: set "
+                "condition.dropout above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ways_to_run_fit(self) -> TrainConfig:
         if self.distribution == "fsdp" and self.precision == "fp16":
             raise ValueError("distribution fsdp does not train in fp16: use bf16")
@@ -235,6 +244,18 @@ class TrainConfig(Frozen):
     def condition_dropout(self) -> float:
         """Share of the images that are trained without their condition."""
         return 0.0 if self.condition.kind == "none" else self.condition.dropout
+
+    @property
+    def learns_without_condition(self) -> bool:
+        """Whether the denoiser knows what to say of an image that it is told nothing of.
+
+        Pipelines that are fine-tuned do. For unconditional models it is all they know.
+        """
+        return (
+            self.init_from is not None
+            or self.condition.kind == "none"
+            or self.condition.dropout > 0
+        )
 
     @property
     def num_steps(self) -> int:
@@ -272,3 +293,8 @@ class EvaluateJob(Frozen):
 
     run_id: str
     reference_set: str = "evaluation"
+    checkpoint: str | None = Field(
+        default=None,
+        description="Folder of a checkpoint or of an average, relative to the run's; none = the "
+        "selected one, whose loss is kept with the run.",
+    )

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ambient_omni.__main__ import main
+from ambient_omni.evaluation import evaluate, read_heldout
 from ambient_omni.training import checkpoints
 from ambient_omni.training.reconstructed import reconstruct
 from ambient_omni.training.run_record import RunRecord
@@ -51,9 +52,13 @@ def test_a_reconstructed_average_is_a_checkpoint_like_any_other(trainable, confi
     assert main(["average", *where, "--sigma-rel", "0.12", "--images", "72"]) == 0
     name = capsys.readouterr().out.split()[-1]
     path = trainable.runs / run_id / name
-    model = load_checkpoint(path, "pixel:8x8:lanczos:center:pm1")
+    model = load_checkpoint(path)
     assert model.parents["power_ema"] == {"sigma_rel": 0.12, "num_images": 72}
     assert load_trained(trainable, run_id, path).config == model.config
+    kept = read_heldout(trainable.runs / run_id)
+    loss = evaluate(trainable, run_id, "validation", path)
+    assert loss.total != kept["validation"].total
+    assert read_heldout(trainable.runs / run_id) == kept
 
 
 def test_every_snapshot_is_kept_while_checkpoints_are_pruned(trainable, config):
