@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ambient_omni.data.training_data import TrainingData
 from ambient_omni.noise.soft import lowest_accepted, rate_of_slope
+from ambient_omni.noise.usable import CHUNK
 from ambient_omni.training.seen import SeenSamples
 
 # Edges of the buckets of sigma_min: 0, then octaves, then null.
@@ -26,15 +27,16 @@ _SUMS = ("draws", "draws_below_floor", "draws_through_window", "draws_outside_bu
 class Audited:
     """What the audit holds a run to, of N samples: the table's own levels, not the drawing index.
 
-    sigma_min (N,), NaN = at no high level; window (N,), 0 = none; floor (N,): no sample may be used
-    below it and outside its window. It is κ·sigma_min, or under soft floors the level below which
-    a sample is as good as never accepted. `groups`: kind (source, label) to names and (N,) numbers.
+    sigma_min (N,), NaN = at no high level; window (N,), 0 = none; floor_of: from places (B,) to
+    floors (B,): no sample may be used below its floor and outside its window. It is κ·sigma_min, or
+    under soft floors the level below which a sample is as good as never accepted. `groups`: kind
+    (source, label) to names and (N,) numbers.
     """
 
     sample_rows: NDArray[np.int64]
     sigma_min: NDArray[np.floating]
     window: NDArray[np.floating]
-    floor: NDArray[np.float64]
+    floor_of: Callable[[NDArray[np.int64]], NDArray[np.float64]]
     groups: Mapping[str, tuple[tuple[str, ...], NDArray[np.integer]]] = field(default_factory=dict)
 
     @classmethod
@@ -48,26 +50,26 @@ class Audited:
                 a million (`soft.LEAST_ACCEPTANCE`); with a window, floors stay hard.
         """
         levels = data.annotations
-        minimum = levels.sigma_min
-        floor = kappa * minimum.astype(np.float64)
-        if soft:
-            assert levels.slope is not None
-            assert data.threshold is not None
-            slope = np.where(levels.sigma_max > 0, np.nan, levels.slope)
-            rate = rate_of_slope(slope, data.threshold)
-            floor = lowest_accepted(minimum, rate, data.threshold)
         groups: dict[str, tuple[tuple[str, ...], NDArray[np.integer]]] = {
             "source": (data.source_names, data.sources)
         }
         if data.labels is not None:
             groups["label"] = (data.label_names, data.labels)
-        return cls(
-            sample_rows=data.sample_rows,
-            sigma_min=minimum,
-            window=levels.sigma_max,
-            floor=np.where(np.isnan(minimum), np.inf, floor),
-            groups=groups,
-        )
+
+        # Of the samples drawn alone: 1e8 floors would be 0.8 GB.
+        def hard_floor(index: NDArray[np.int64]) -> NDArray[np.float64]:
+            minimum = levels.sigma_min[index].astype(np.float64)
+            return np.where(np.isnan(minimum), np.inf, kappa * minimum)
+
+        def soft_floor(index: NDArray[np.int64]) -> NDArray[np.float64]:
+            assert levels.slope is not None
+            assert data.threshold is not None
+            slope = np.where(levels.sigma_max[index] > 0, np.nan, levels.slope[index])
+            rate = rate_of_slope(slope, data.threshold)
+            return lowest_accepted(levels.sigma_min[index], rate, data.threshold)
+
+        floor_of = soft_floor if soft else hard_floor
+        return cls(data.sample_rows, levels.sigma_min, levels.sigma_max, floor_of, groups)
 
 
 class Audit:
@@ -78,7 +80,11 @@ class Audit:
 
     def __init__(self, audited: Audited) -> None:
         self._audited = audited
-        self._bucket = _bucket_of(audited.sigma_min)
+        self._samples = np.zeros(len(bucket_names()), np.int64)
+        for here in _chunks(len(audited.sample_rows)):
+            self._samples += np.bincount(
+                _bucket_of(audited.sigma_min[here]), minlength=len(self._samples)
+            )
         self._counts = np.zeros((len(bucket_names()), len(_LEVEL_EDGES) - 1), np.int64)
         self._below_floor = 0
         self._through_window = 0
@@ -99,7 +105,7 @@ class Audit:
         """
         audited = self._audited
         self._outside_buffer += num_outside_buffer
-        above = sigma >= audited.floor[index]
+        above = sigma >= audited.floor_of(index)
         inside = sigma <= audited.window[index]
         self._below_floor += int((~above & ~inside).sum())
         self._through_window += int((~above & inside).sum())
@@ -109,7 +115,7 @@ class Audit:
             ratio = float((sigma[gated] / minimum[gated]).min())
             self._lowest_ratio = min(self._lowest_ratio, ratio)
         level = np.searchsorted(_LEVEL_EDGES, sigma, side="right") - 1
-        np.add.at(self._counts, (self._bucket[index], level), 1)
+        np.add.at(self._counts, (_bucket_of(minimum), level), 1)
         for kind, (names, numbers) in audited.groups.items():
             for number, count in zip(*np.unique(numbers[index], return_counts=True), strict=True):
                 self._drawn[kind][names[number]] += int(count)
@@ -145,23 +151,37 @@ class Audit:
         """Return the audit of a run from what all processes counted and saw; or this one alone."""
         state = self.state() if state is None else state
         seen = self.seen if seen is None else seen
-        audited = self._audited
-        was_seen = seen.has(audited.sample_rows)
-        here, buckets = int(was_seen.sum()), len(bucket_names())
+        num_seen, seen_by_group = self._seen_here(seen)
         rest = {name: value for name, value in state.items() if name != "draws_per"}
         groups = {
-            f"per_{kind}": _per_group(names, numbers, was_seen, state["draws_per"].get(kind, {}))
-            for kind, (names, numbers) in audited.groups.items()
+            f"per_{kind}": _per_group(
+                names, numbers, seen_by_group[kind], state["draws_per"].get(kind, {})
+            )
+            for kind, (names, numbers) in self._audited.groups.items()
         }
         return {
             **rest,
             "samples_seen": len(seen),
-            "samples_seen_and_excluded_since": len(seen) - here,
+            "samples_seen_and_excluded_since": len(seen) - num_seen,
             "sigma_min_buckets": bucket_names(),
-            "samples_per_sigma_min": np.bincount(self._bucket, minlength=buckets).tolist(),
+            "samples_per_sigma_min": self._samples.tolist(),
             "sigma_edges": [float(edge) for edge in _LEVEL_EDGES[1:-1]],
             **groups,
         }
+
+    def _seen_here(self, seen: SeenSamples) -> tuple[int, dict[str, NDArray[np.int64]]]:
+        """Return how many of the samples were seen, and how many of each group."""
+        audited = self._audited
+        total = 0
+        found = {
+            kind: np.zeros(len(names), np.int64) for kind, (names, _) in audited.groups.items()
+        }
+        for here in _chunks(len(audited.sample_rows)):
+            was_seen = seen.has(audited.sample_rows[here])
+            total += int(was_seen.sum())
+            for kind, (names, numbers) in audited.groups.items():
+                found[kind] += np.bincount(numbers[here][was_seen], minlength=len(names))
+        return total, found
 
 
 def merged(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -196,11 +216,10 @@ def bucket_names() -> list[str]:
 def _per_group(
     names: tuple[str, ...],
     numbers: NDArray[np.integer],
-    was_seen: NDArray[np.bool_],
+    seen: NDArray[np.int64],
     drawn: Mapping[str, int],
 ) -> dict[str, dict[str, float]]:
     samples = np.bincount(numbers, minlength=len(names))
-    seen = np.bincount(numbers[was_seen], minlength=len(names))
     num_samples, num_draws = max(1, len(numbers)), max(1, sum(drawn.values()))
     out: dict[str, dict[str, float]] = {}
     for place, name in enumerate(names):
@@ -218,6 +237,11 @@ def _per_group(
         name: {"samples": 0, "samples_seen": 0, "draws": count} for name, count in drawn.items()
     }
     return {**{name: value for name, value in gone.items() if name not in out}, **out}
+
+
+def _chunks(count: int) -> Iterator[slice]:
+    for start in range(0, count, CHUNK):
+        yield slice(start, start + CHUNK)
 
 
 def _bucket_of(sigma_min: NDArray[np.floating]) -> NDArray[np.int64]:

@@ -32,9 +32,6 @@ _TIMED_SECONDS = 3.0
 _MOST_TIMED_STEPS = 20
 _UNTIMED_STEPS = 2
 
-# More classes than these are summed up by the most and the least favoured.
-_MOST_CLASSES = 12
-
 
 def describe(root: Root, config: TrainConfig) -> str:
     """Return the resolved config, the share of the pool usable per noise band, and the work.
@@ -62,7 +59,6 @@ def describe(root: Root, config: TrainConfig) -> str:
             f"{maker.usable.num_never_usable} usable at no level, "
             f"{maker.num_unreachable} at no level of the prior",
             *usable_lines(data, maker.usable, config),
-            *class_lines(data, maker.usable, config),
             *skew_lines(data, maker.usable, BANDS),
             f"{weights} weights, {trained} of them trained, "
             f"{config.num_steps} steps of {config.batch_size} images, {passes:.1f} passes over the "
@@ -86,28 +82,6 @@ def usable_lines(data: TrainingData, usable: Usable, config: TrainConfig) -> lis
             f"{low:7.3g} ..{high:7.3g} {share:11.1%} {count:12.1f} ({count / len(data):.1%})"
         )
     return lines
-
-
-def class_lines(data: TrainingData, usable: Usable, config: TrainConfig) -> list[str]:
-    """Return how much more or less often than its share of the samples each class is drawn.
-
-    Annotations skew classes where damage goes with a class. Without labels there is nothing to say.
-    """
-    if data.labels is None:
-        return []
-    names = data.label_names
-    counts = effective_samples_per_group(usable, data.labels, len(names), BANDS)
-    within = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-12)
-    prior = _prior_shares(config)
-    drawn = (prior[:, None] * within).sum(axis=0) / prior.sum()
-    skew = drawn / (np.bincount(data.labels, minlength=len(names)) / len(data))
-    order = np.argsort(skew, kind="stable")
-    if len(order) > _MOST_CLASSES:
-        order = np.r_[order[: _MOST_CLASSES // 2], order[-_MOST_CLASSES // 2 :]]
-    shown = ", ".join(f"{names[number]} {skew[number]:.2f}x" for number in order)
-    balance = config.sampling.class_balance
-    how = "before" if balance != "none" else "as drawn; see"
-    return [f"class skew ({how} sampling.class_balance {balance}): {shown}"]
 
 
 @dataclass(frozen=True)

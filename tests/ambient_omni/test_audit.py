@@ -14,7 +14,8 @@ SOURCES = (("flickr", "web"), np.array([0, 0, 1, 1]))
 
 def audit_of(kappa=1.0, sources=SOURCES, rows=(10, 11, 12, 13)):
     floor = np.where(np.isnan(SIGMA_MIN), np.inf, kappa * SIGMA_MIN)
-    return Audit(Audited(np.array(rows), SIGMA_MIN, WINDOW, floor, {"source": sources}))
+    audited = Audited(np.array(rows), SIGMA_MIN, WINDOW, floor.__getitem__, {"source": sources})
+    return Audit(audited)
 
 
 def test_draws_are_counted_by_bucket_and_level():
@@ -95,7 +96,7 @@ def test_under_soft_floors_a_sample_is_held_to_where_it_is_as_good_as_never_acce
         labels=None,
         threshold=threshold,
     )
-    floor = Audited.of(data, 1.0, soft=True).floor
+    floor = Audited.of(data, 1.0, soft=True).floor_of(np.arange(4))
     assert 0 < floor[0] < 1
     rate = rate_of_slope(slopes[0], threshold)
     assert acceptance(floor[0] * 1.001, 1.0, rate, threshold) >= LEAST_ACCEPTANCE

@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_noise_space_is_refused(trainable, config):
     run_id = train(trainable, config(), show=False)
     path = trainable.path / row_of(trainable, run_id)["checkpoint"]
     with pytest.raises(CheckpointRefused, match="noise_space"):
-        load_checkpoint(path, "pixel:64x64:lanczos:center:pm1")
+        load_checkpoint(path, {"noise_space": "pixel:64x64:lanczos:center:pm1"})
 
 
 def test_the_audit_counts_every_draw_and_none_below_the_floor(trainable, config):
@@ -264,7 +264,7 @@ def test_a_run_conditioned_on_labels_trains_and_audits_its_classes(trainable, co
     assert set(audit["per_label"]) == {"cat", "dog"}
     assert sum(found["draws"] for found in audit["per_source"].values()) == 96
     text = describe(trainable, config(condition=labelled))
-    assert re.search(r"class skew .* cat \d\.\d\dx", text) or "dog" in text
+    assert "cat" in text
     assert re.search(r"[\d.]+ steps/s \([\d.]+ images/s\) on cpu with 1 process", text)
     assert re.search(r"[\d.e-]+ hours, without evaluation", text)
 
