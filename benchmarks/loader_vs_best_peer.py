@@ -23,12 +23,12 @@ from torch.utils.data import DataLoader, Dataset
 from ambient_omni import LevelThenSampleBatchSampler, UsableLevels, rng
 from ambient_omni.data.pack_writer import PackWriter
 from ambient_omni.data.packs import Pack, PackSet
-from ambient_omni.data.shard_bytes import ShardBytes
+from ambient_omni.data.shard_bytes import ShardBytes, stack_shared
 from ambient_omni.data.transforms import Transform
 from ambient_omni.noise.priors import LogNormalPrior
 from benchmarks.common import cache_folder, record
 from benchmarks.peers import loader_side
-from benchmarks.peers.loader_side import BATCH, decode, rate, stack
+from benchmarks.peers.loader_side import BATCH, decode, rate
 
 NUM_ARRAYS, NUM_JPEGS = 8192, 512
 ROUNDS, SECONDS = 3, 3.0
@@ -129,7 +129,7 @@ def our_loader(side: str, folder: Path, num_workers: int) -> DataLoader:
         batch_sampler=sampler,
         num_workers=num_workers,
         prefetch_factor=2,
-        collate_fn=lambda rows: stack([decode(row) for row in rows]),
+        collate_fn=lambda rows: stack_shared(map(decode, rows), len(rows)),
     )
 
 
