@@ -83,6 +83,8 @@ class ChunkWriter:
         rows_partial = self._partial.with_suffix(".rows")
         with rows_partial.open("wb") as file:
             np.save(file, np.array(self._rows, np.int64))
+            file.flush()
+            os.fsync(file.fileno())
         rows_partial.rename(self._folder / self._info.rows_file)
         self._partial.rename(self._folder / self._info.pixels_file)
 
@@ -142,7 +144,11 @@ class PackWriter:
         # The pixels take their name last, so where they are the keys are too.
         if not (self.folder / info.pixels_file).exists():
             return None
-        return info if len(np.load(self.folder / info.rows_file)) == num_rows else None
+        try:
+            keys = np.load(self.folder / info.rows_file)
+        except (OSError, ValueError, EOFError):  # written anew
+            return None
+        return info if len(keys) == num_rows else None
 
     def chunk(self, number: int) -> ChunkWriter:
         """Return the writer of one chunk; number chunks as the shards, in sample_row order."""

@@ -265,9 +265,10 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     """Return what a pack's folder says of itself; None if it is not complete."""
     try:
         meta = json.loads((folder / META_FILE).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):
         return None
-    return meta if meta.get("format") == PACK_FORMAT else None
+    known = isinstance(meta, dict) and meta.get("format") == PACK_FORMAT
+    return meta if known else None
 
 
 def _map_chunk(
@@ -279,7 +280,8 @@ def _map_chunk(
         # An empty array cannot be mapped.
         chunk: NDArray[Any] = np.load(path, mmap_mode="r" if info.num_rows else None)
         num_keys = len(np.load(folder / info.rows_file, mmap_mode="r" if info.num_rows else None))
-    except (OSError, ValueError) as error:
+    # A machine that fell may leave a name without bytes, at which numpy says end of file.
+    except (OSError, ValueError, EOFError) as error:
         raise PackMissing(f"{path} cannot be read ({error}): build the pack again") from error
     if chunk.shape != expected or chunk.dtype != dtype or num_keys != info.num_rows:
         raise PackMissing(

@@ -95,3 +95,27 @@ def test_pixels_survive_the_way_to_x0_and_back():
     assert x0.dtype == np.float32
     assert (x0.min(), x0.max()) == (-1, 1)
     assert np.array_equal(to_pixels(x0), pixels)
+
+
+@pytest.mark.parametrize("name", ["chunk-000000.npy", "rows-000000.npy"])
+def test_a_file_without_bytes_is_named(tmp_path, name):
+    build(tmp_path, "a", 0, [3])
+    (tmp_path / TRANSFORM.transform_id / "a" / name).write_bytes(b"")
+    with pytest.raises(PackMissing, match="cannot be read"):
+        Pack.open(tmp_path, TRANSFORM.transform_id, "a")
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b'{"format": 9}'])
+def test_a_pack_with_a_damaged_marker_is_not_there(tmp_path, content):
+    build(tmp_path, "a", 0, [3])
+    (tmp_path / TRANSFORM.transform_id / "a" / "meta.json").write_bytes(content)
+    with pytest.raises(PackMissing, match="no complete pack"):
+        Pack.open(tmp_path, TRANSFORM.transform_id, "a")
+
+
+def test_a_chunk_whose_keys_were_lost_is_written_anew(tmp_path):
+    build(tmp_path, "a", 0, [3])
+    writer = PackWriter(tmp_path, TRANSFORM, "a", "a")
+    assert writer.finished(0, 3) is not None
+    (writer.folder / "rows-000000.npy").write_bytes(b"")
+    assert writer.finished(0, 3) is None
