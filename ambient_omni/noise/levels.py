@@ -50,7 +50,9 @@ def sigma_of_flow_time(time: ArrayLike) -> Levels:
 def flow_time_of_sigma(sigma: ArrayLike) -> Levels:
     """Return t = σ / (1 + σ), the inverse of `sigma_of_flow_time`."""
     level: Levels = np.asarray(sigma, np.float64)
-    return level / (1 + level)
+    # Written so that an infinite σ gives 1; small ones would lose digits that way.
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isinf(level), 1.0, level / (1 + level))
 
 
 class BetaSchedule(Frozen):
@@ -128,7 +130,9 @@ class BetaSchedule(Frozen):
         """Return σ at each timestep, the inverse of `timestep_of_sigma`."""
         t: Levels = np.asarray(timestep, np.float64)
         table = np.log(self.sigmas)
-        right = np.clip(np.ceil(t).astype(np.int64), 1, len(table) - 1)
+        # Clipped before they become whole numbers: NaN (null) and -inf (σ = 0) are none.
+        inside = np.clip(np.nan_to_num(np.ceil(t), nan=1.0), 1, len(table) - 1)
+        right = inside.astype(np.int64)
         slope = table[right] - table[right - 1]
         sigma: Levels = np.exp(table[right - 1] + (t - right + 1) * slope)
         return sigma

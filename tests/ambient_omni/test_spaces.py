@@ -62,3 +62,13 @@ def test_null_stays_null_and_zero_is_no_noise():
     assert convert(0.0, SIGMA, LevelSpace(language="flow_time")) == 0
     assert convert(0.0, SIGMA, LevelSpace(language="alpha_bar")) == 1
     assert convert(0.0, SIGMA, LevelSpace(language="timestep")) == -np.inf
+
+
+@pytest.mark.filterwarnings("error")
+def test_null_zero_and_infinite_levels_cross_every_language_without_a_warning():
+    for language in ("sigma", "timestep", "alpha_bar", "flow_time"):
+        space = LevelSpace(language=language)
+        back = space.to_sigma(space.of_sigma([np.nan, 0.0, 1.0]))
+        assert np.isnan(back[0])
+        assert back[1:].tolist() == pytest.approx([0.0, 1.0])
+    assert LevelSpace(language="flow_time").of_sigma(np.inf) == 1.0
