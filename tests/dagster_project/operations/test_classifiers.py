@@ -1,0 +1,105 @@
+"""Statuses of noise classifiers, on rows; `test_operations_week` trains real ones."""
+
+import json
+
+import pytest
+
+from dagster_project.operations.classifiers import (
+    Comparison,
+    newest_candidate,
+    promote,
+    promoted_id,
+)
+from dagster_project.operations.config import ClassifierLife
+from schemas.errors import BadInput, ClassifierRefused
+from schemas.registry import contract
+
+SPACE = "pixel:16x16"
+LIFE = ClassifierLife()
+
+
+def trained(root, name, *, space=SPACE, found=True, batches=("pool",), status="candidate"):
+    table = contract("noise_classifiers")
+    row = {
+        "classifier_id": name,
+        "question": "reference_against_pool",
+        "reference_set": "trusted",
+        "pool_batches": list(batches),
+        "noise_space": space,
+        "num_folds": 2,
+        "sigmas": [0.1],
+        "balanced_accuracy": [0.9],
+        "tv_lower_bound": [0.8],
+        "tv_standard_error": [0.01],
+        "control": json.dumps({"planted": {"gaussian_blur": {"found": found}}}),
+        "config": "{}",
+        "weights_sha256": "0" * 64,
+        "status": status,
+        "code_version": "1",
+    }
+    known = {column.name: None for column in table.columns}
+    root.tables.upsert("noise_classifiers", table.table([known | row]), job="tests")
+
+
+def statuses(root):
+    rows = root.tables.read("noise_classifiers", ["classifier_id", "status"]).to_pylist()
+    return {row["classifier_id"]: row["status"] for row in rows}
+
+
+def test_the_first_is_promoted_and_the_next_retires_it(root):
+    trained(root, "a")
+    trained(root, "b")
+    assert promoted_id(root, SPACE) is None
+    assert promote(root, "a", SPACE, LIFE) is None
+    assert promote(root, "b", SPACE, LIFE, Comparison(0.2, 0.01, (9, 9))) == "a"
+    assert statuses(root) == {"a": "retired", "b": "promoted"}
+    assert promoted_id(root, SPACE) == "b"
+
+
+def test_promoting_the_promoted_one_again_changes_nothing(root):
+    trained(root, "a")
+    promote(root, "a", SPACE, LIFE)
+    version = root.tables.version("noise_classifiers")
+    assert promote(root, "a", SPACE, LIFE) is None
+    assert root.tables.version("noise_classifiers") == version
+
+
+def test_one_that_does_not_beat_the_promoted_one_is_refused(root):
+    trained(root, "a")
+    trained(root, "b")
+    promote(root, "a", SPACE, LIFE)
+    with pytest.raises(ClassifierRefused, match="--force"):
+        promote(root, "b", SPACE, LIFE, Comparison(0.01, 0.02, (9, 9)))
+    assert statuses(root) == {"a": "promoted", "b": "candidate"}
+
+
+def test_one_without_its_positive_control_is_refused(root):
+    trained(root, "a", found=False)
+    with pytest.raises(ClassifierRefused, match="planted"):
+        promote(root, "a", SPACE, LIFE)
+
+
+def test_one_of_another_noise_space_is_refused(root):
+    trained(root, "a", space="latent")
+    with pytest.raises(BadInput, match="latent"):
+        promote(root, "a", SPACE, LIFE)
+
+
+def test_an_unknown_one_is_named_with_those_that_are_known(root):
+    trained(root, "a")
+    with pytest.raises(BadInput, match=r"\['a'\]"):
+        promote(root, "z", SPACE, LIFE)
+
+
+def test_the_newest_candidate_is_the_one_that_saw_most_batches(root):
+    with pytest.raises(BadInput, match="no candidate"):
+        newest_candidate(root, SPACE)
+    trained(root, "a", batches=("pool",))
+    trained(root, "b", batches=("pool", "later"))
+    trained(root, "c", batches=("pool", "later", "last"), status="retired")
+    assert newest_candidate(root, SPACE) == "b"
+
+
+@pytest.mark.parametrize(("gain", "error", "beats"), [(0.1, 0.01, True), (0.1, 0.06, False)])
+def test_a_gain_counts_beyond_two_standard_errors(gain, error, beats):
+    assert Comparison(gain, error, (9, 9)).beats(0.0) is beats
