@@ -53,6 +53,8 @@ class Verdict(BaseModel):
     status: Literal["held", "accepted"]
     why: str
     by: Literal["check", "person"] = "check"
+    # What the batch was made from when a check accepted it: other images are judged anew.
+    images: str = ""
 
 
 class Request(BaseModel):

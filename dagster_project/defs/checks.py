@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_project.defs.project import Project
+from dagster_project.request import Verdict, judge
 from schemas.errors import ContractViolation
 from schemas.reference_sets import HELD_OUT, TRUSTED
 from schemas.registry import contract
@@ -203,22 +204,28 @@ def _outside_band(row: Mapping[str, Any]) -> str:
 
 def _drift(project: Project, batch: str, levels_of: str | None) -> dg.AssetCheckResult:
     from dagster_project.operations.drift import accepted_before, drift_of, told
-    from dagster_project.request import Verdict, judge
 
     root, request = project.root, project.request
-    config = request.operations.drift
-    verdict = request.verdicts.get(batch)
+    config, before = request.operations.drift, accepted_before(request, batch) or ""
     findings = drift_of(root, request, batch, config, levels_of=levels_of)
-    problem = told(findings, accepted_before(request, batch) or "", config.max_psi)
-    by_person = verdict is not None and verdict.by == "person" and verdict.status == "accepted"
-    blocks = config.hold and not by_person
-    if problem and blocks:
+    problem = told(findings, before, config.max_psi)
+    images = root.tables.fingerprint("samples", {"ingest_batch": batch}) or ""
+    verdict = request.verdicts.get(batch)
+    # Measured anew, by a new classifier say, images that were let in stay in.
+    is_in = verdict is not None and (
+        verdict.status == "accepted" and (verdict.by == "person" or verdict.images == images)
+    )
+    blocks = config.hold and not is_in
+    if blocks and problem:
         judge(root, batch, Verdict(status="held", why=problem))
         problem += "; look at it, then `ambient-omni accept` or leave it held back"
-    elif not problem and request.is_held(batch) and levels_of is None:
-        judge(root, batch, None)  # its source was mended
-    if problem and by_person and verdict is not None:
-        problem += f"; accepted by a person: {verdict.why}"
+    elif blocks and levels_of is not None:
+        said = f"is like {before}" if before else "is the first of its stream"
+        judge(root, batch, Verdict(status="accepted", why=said, images=images))
+    elif blocks and request.is_held(batch):
+        judge(root, batch, None)  # its source was mended; its levels are looked at next
+    if problem and is_in and verdict is not None:
+        problem += f"; let in by a {verdict.by}: {verdict.why}"
     return dg.AssetCheckResult(
         passed=not problem,
         severity=dg.AssetCheckSeverity.ERROR if blocks else dg.AssetCheckSeverity.WARN,

@@ -1,11 +1,13 @@
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 
+from dagster_project.arms import policy_of
 from dagster_project.defs import checks
 from dagster_project.defs.project import Project
 from dagster_project.recipe import load_recipe
-from dagster_project.request import BatchRequest, Request
+from dagster_project.request import BatchRequest, Request, Verdict, judge
 from schemas.registry import contract
 
 
@@ -96,3 +98,90 @@ def test_an_image_that_is_trusted_and_held_out_fails(root, make_batch, images, c
     found = check("held_out_images_are_not_trusted")
     assert not found.passed
     assert "1 trusted images are held out" in found.description
+
+
+@pytest.fixture
+def stream(root, make_batch, images):
+    """Two batches of one stream, whose levels can be given; drift holds batches back."""
+    recipe = load_recipe("default").model_dump(mode="json")
+    recipe["arms"] = {"everything": {"kind": "fixed_per_source", "levels": {"*": 0.0}}}
+    recipe["main_arm"] = recipe["baseline_arm"] = "everything"
+    recipe["operations"]["drift"] |= {"hold": True, "num_bins": 3, "min_images": 10}
+    batches = [BatchRequest(name=name, role="pool", source="tests") for name in ("a", "b")]
+    request = Request(recipe=recipe, batches=tuple(batches))
+    request.save(root)
+    policy = policy_of(root, request, request.full_recipe, "everything").policy_id
+    rows = {
+        name: make_batch(root, name, images(40, seed=seed))["sample_row"].to_pylist()
+        for seed, name in enumerate(("a", "b"))
+    }
+
+    def check(batch, levels):
+        count = len(levels)
+        table = contract("noise_annotations").table(
+            {column.name: [None] * count for column in contract("noise_annotations").columns}
+            | {
+                "sample_row": rows[batch],
+                "ingest_batch": [batch] * count,
+                "policy_id": [policy] * count,
+                "sigma_min": levels,
+                "sigma_max": [0.0] * count,
+                "noise_space": ["s"] * count,
+                "reason": ["fixed_per_source"] * count,
+            }
+        )
+        slice_ = {"policy_id": policy, "ingest_batch": batch}
+        inputs = {"levels": levels}
+        root.tables.commit("noise_annotations", table, slice=slice_, inputs=inputs, job="tests")
+        body = checks.levels_do_not_drift.op.compute_fn.decorated_fn
+        return body(SimpleNamespace(partition_key=batch), Project(root_path=str(root.path)))
+
+    return check
+
+
+LOW, HIGH = [0.01 * n for n in range(40)], [5.0 + 0.01 * n for n in range(40)]
+
+
+def test_a_batch_that_drifts_is_held_back_and_said_why(root, stream):
+    assert stream("a", LOW).passed
+    found = stream("b", HIGH)
+    assert not found.passed
+    assert "differs from a in sigma_min" in found.description
+    assert Request.load(root).is_held("b")
+
+
+def test_a_held_batch_whose_levels_are_mended_is_let_in(root, stream):
+    stream("a", LOW)
+    stream("b", HIGH)
+    assert stream("b", LOW).passed
+    assert Request.load(root).of_role("pool") == ("a", "b")
+
+
+def test_a_batch_that_was_let_in_stays_in_when_it_is_measured_anew(root, stream):
+    stream("a", LOW)
+    stream("b", LOW)
+    found = stream("b", HIGH)  # under a new classifier, say
+    assert not found.passed
+    assert found.severity.value == "WARN"
+    assert not Request.load(root).is_held("b")
+
+
+def test_a_batch_that_a_person_let_in_is_not_held_back(root, stream):
+    stream("a", LOW)
+    judge(root, "b", Verdict(status="accepted", why="a new camera", by="person"))
+    found = stream("b", HIGH)
+    assert "a new camera" in found.description
+    assert not Request.load(root).is_held("b")
+
+
+def test_a_null_score_needs_a_reason():
+    rows = pa.table(
+        {
+            "sample_row": [1, 2],
+            "sharpness": pa.array([1.0, None], pa.float64()),
+            "unscored_reason": pa.array([None, None], pa.string()),
+        }
+    )
+    assert "1 rows with no sharpness and no reason, first sample_row [2]" in (
+        checks._unexplained_nulls(rows)
+    )
