@@ -129,11 +129,15 @@ def read_comparison(root: Root, arms: Mapping[str, str], evaluation_set: str) ->
         found = read_heldout(root.runs / run_id)
         if evaluation_set in found:
             losses[arm] = found[evaluation_set]
-    asked = {(tuple(x.sample_rows), tuple(x.sigmas), x.num_noises) for x in losses.values()}
+    asked = {
+        # The weight of a level depends on the deviation of the data, which latents' packs measure.
+        (tuple(x.sample_rows), tuple(x.sigmas), x.num_noises, f"{x.sigma_data:.4g}")
+        for x in losses.values()
+    }
     if len(asked) > 1:
         raise BadInput(
-            f"the arms {', '.join(losses)} were evaluated on different images or levels, so they "
-            "cannot be compared: evaluate them anew with `python -m ambient_omni evaluate`"
+            f"the arms {', '.join(losses)} were evaluated on different images, levels or scales, "
+            "so they cannot be compared: evaluate them anew with `python -m ambient_omni evaluate`"
         )
     left_out = tuple(arm for arm in arms if arm not in losses)
     return Comparison(losses, left_out) if losses else None

@@ -9,7 +9,7 @@ import numpy as np
 
 from ambient_omni.code_version import code_version
 from ambient_omni.data.training_data import held_out
-from ambient_omni.models.preconditioning import SIGMA_DATA
+from pipelines.report.comparison import Comparison
 from pipelines.report.drawing.style import words
 from pipelines.report.inputs import ReportInputs
 from pipelines.report.pictures import Floats
@@ -96,13 +96,16 @@ def levels_by_arm(root: Root, runs: Mapping[str, Run]) -> dict[str, tuple[Floats
     return levels
 
 
-def provenance(root: Root, inputs: ReportInputs, runs: Mapping[str, Run]) -> list[tuple[str, str]]:
+def provenance(
+    root: Root, inputs: ReportInputs, runs: Mapping[str, Run], comparison: Comparison | None
+) -> list[tuple[str, str]]:
     """Return lines of name and value: everything that the page was made from."""
     versions = root.tables.versions(READ_TABLES)
+    spaces = {run["noise_space"] for run in runs.values()} or {inputs.transform.noise_space}
     lines = [
         ("code version", code_version()),
-        ("noise space", inputs.transform.noise_space),
-        ("data's standard deviation (σ data)", f"{SIGMA_DATA:g}"),
+        ("noise space", ", ".join(sorted(spaces))),
+        ("data's standard deviation (σ data)", _sigma_data(comparison)),
         ("main policy", inputs.main_policy_id),
         ("noise classifier", inputs.classifier_id or "none"),
         ("pool batches", ", ".join(inputs.pool_batches)),
@@ -113,6 +116,11 @@ def provenance(root: Root, inputs: ReportInputs, runs: Mapping[str, Run]) -> lis
     for arm, run in runs.items():
         lines += _run_lines(words(arm), run)
     return lines
+
+
+def _sigma_data(comparison: Comparison | None) -> str:
+    losses = [] if comparison is None else comparison.losses.values()
+    return ", ".join(f"{found:g}" for found in sorted({x.sigma_data for x in losses})) or "unknown"
 
 
 def _run_lines(arm: str, run: Run) -> Sequence[tuple[str, str]]:

@@ -61,7 +61,7 @@ def build_report(root: Root, inputs: ReportInputs) -> Path:
         truth=truth,
         figures=found,
         came_in=what_came_in(root),
-        provenance=provenance(root, inputs, runs),
+        provenance=provenance(root, inputs, runs, comparison),
         scores=[(score, pictures.score_pictures(score, pool)) for score in scores],
         **_trained(root, inputs, runs, comparison),
         **_pictured(root, inputs, pool, truth),

@@ -453,6 +453,17 @@ def test_arms_that_saw_different_images_are_not_compared(root, made):
         build_report(root, made)
 
 
+def test_the_deviation_of_the_data_is_that_of_the_evaluation(root, made):
+    for run_id in ARMS.values():
+        loss = held_out(0.0).model_copy(update={"sigma_data": 0.913})
+        keep_heldout(root.runs / run_id, loss)
+    page = Page(build_report(root, made).read_text())
+    assert "(σ data) 0.913" in page.text
+    keep_heldout(root.runs / ARMS["annotated"], held_out(0.0))
+    with pytest.raises(BadInput, match="images, levels or scales"):
+        build_report(root, made)
+
+
 def test_what_is_missing_is_named(root, made):
     arms = {**ARMS, "fourth": "no-such-run"}
     with pytest.raises(BadInput, match="arm fourth has no training run no-such-run"):
