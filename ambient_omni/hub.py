@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -64,7 +65,7 @@ def weights_sha256(folder: Path) -> str:
     """Return the sha256 of a model's tensors: names, types, shapes and bytes, in order of name.
 
     So it is the same however the tensors are split into files, and another one for the weights in
-    another precision.
+    another precision. Files that stay as they are are hashed once.
 
     Args:
         folder: holds ``*.safetensors``; where there are variants (``.fp16.``), the plain one
@@ -73,16 +74,22 @@ def weights_sha256(folder: Path) -> str:
     Raises:
         BadInput: there are no safetensors.
     """
-    from safetensors import safe_open
-
     files = [f for f in sorted(folder.glob("*.safetensors")) if f.name.count(".") == 1]
     if not files:
         raise BadInput(
             f"{folder} holds no *.safetensors: save the model with safe_serialization; pickled "
             "weights are not read"
         )
+    facts = [(file, file.stat()) for file in files]
+    return _sha256(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in facts))
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256(files: tuple[tuple[Path, int, int], ...]) -> str:
+    from safetensors import safe_open
+
     homes = {}
-    for file in files:
+    for file, _, _ in files:
         with safe_open(file, framework="pt") as tensors:
             homes.update(dict.fromkeys(tensors.keys(), file))
     digest = hashlib.sha256()

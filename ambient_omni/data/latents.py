@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any, cast
 
@@ -150,7 +149,7 @@ def latent_space(config: LatentConfig, transform: Transform) -> LatentSpace:
     scaling_factor, shift = _scale(values)
     return LatentSpace(
         transform=transform,
-        vae_sha256=_known_sha256(folder, _stamp(folder)),
+        vae_sha256=weights_sha256(folder),
         scaling_factor=scaling_factor,
         shift=shift,
         channels=int(str(values.get("latent_channels", 4))),
@@ -169,14 +168,3 @@ def _vae_folder(config: LatentConfig) -> Path:
     if kind != "AutoencoderKL":
         raise BadInput(f"{config.vae} is a {kind}, not an AutoencoderKL")
     return folder
-
-
-def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    facts = [(file.name, file.stat()) for file in sorted(folder.glob("*.safetensors"))]
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in facts)
-
-
-@functools.lru_cache(maxsize=8)
-def _known_sha256(folder: Path, stamp: tuple[tuple[str, int, int], ...]) -> str:
-    """Hash an autoencoder once as long as its files stay as they are."""
-    return weights_sha256(folder)

@@ -15,7 +15,7 @@ from torch import nn
 
 from ambient_omni.data.config import LatentConfig
 from ambient_omni.data.latents import LatentCodec
-from ambient_omni.hub import find_part, read_json
+from ambient_omni.hub import find_part, read_json, weights_sha256
 from ambient_omni.models.adapters import add_adapters
 from ambient_omni.models.conditions import Conditioner
 from ambient_omni.models.config import (
@@ -32,6 +32,7 @@ from ambient_omni.models.two_encoders import TwoEncoderConditioner
 from ambient_omni.models.weighting import build_weighting
 from ambient_omni.noise.levels import BetaSchedule
 from schemas.errors import BadInput
+from schemas.ids import canonical_hash
 
 _MODEL_INDEX = "model_index.json"
 _UNCONDITIONAL = ("DDPMPipeline", "DDIMPipeline")
@@ -71,6 +72,17 @@ def pretrained_settings(config: PretrainedConfig) -> PretrainedSettings:
     side = values.get("sample_size")
     if not isinstance(side, int):
         raise BadInput(f"{config.path}: its network has no square sample_size, but {side}")
+    channels = values.get("in_channels", 4)
+    if values.get("out_channels", channels) != channels:
+        raise BadInput(
+            f"{config.path}: its network reads {channels} channels and says "
+            f"{values['out_channels']}: inpainting and learned variances cannot be fine-tuned"
+        )
+    if values.get("num_class_embeds") is not None or values.get("class_embed_type") is not None:
+        raise BadInput(
+            f"{config.path}: its network is told classes, which no setting says: it cannot be "
+            "fine-tuned"
+        )
     captioned = kind in _CAPTIONED
     return PretrainedSettings(
         pipeline=kind,
@@ -83,7 +95,7 @@ def pretrained_settings(config: PretrainedConfig) -> PretrainedSettings:
         if captioned
         else ConditionConfig(),
         latents=LatentConfig(vae=config.path, revision=config.revision) if captioned else None,
-        x0_shape=(int(str(values.get("in_channels", 4))), side, side),
+        x0_shape=(int(str(channels)), side, side),
     )
 
 
@@ -149,6 +161,23 @@ def load_pretrained(
         parameterisation=parameterisation,
         loss_weighting=build_weighting(loss_weight or LossWeightConfig(), parameterisation, seed),
     )
+
+
+def text_encoder_sha256(condition: ConditionConfig, start: PretrainedConfig | None = None) -> str:
+    """Return the `fingerprint` of a conditioner of captions, without loading it.
+
+    Args:
+        condition: with its text encoder.
+        start: the pipeline that is fine-tuned, which may have two of them.
+
+    Raises:
+        BadInput: there is no such encoder, or it has no safetensors.
+    """
+    assert condition.text_encoder is not None  # checked by the config
+    first = weights_sha256(find_part(condition.text_encoder, "text_encoder", condition.revision))
+    if start is None or pretrained_settings(start).pipeline != _TWO_ENCODERS:
+        return first
+    return canonical_hash([first, weights_sha256(_part(start, "text_encoder_2"))])
 
 
 def save_pipeline(model: Model, config: PretrainedConfig, folder: Path) -> None:

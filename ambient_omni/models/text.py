@@ -25,6 +25,9 @@ class CaptionConditioner(Conditioner):
         encoder: of transformers; CLIP's text model, or any encoder with last_hidden_state.
         max_tokens: captions are cut and padded to that; none: the tokenizer's own length.
         fingerprint: hash of the encoder's weights.
+
+    Raises:
+        BadInput: `max_tokens` is more than the encoder has positions for.
     """
 
     def __init__(
@@ -36,15 +39,21 @@ class CaptionConditioner(Conditioner):
     ) -> None:
         self.tokenizer = tokenizer
         self.encoder = encoder.eval().requires_grad_(False)
-        # Tokenizers without a length of their own say 1e30.
-        self.max_tokens = max_tokens or min(tokenizer.model_max_length, 512)
+        # Tokenizers without a length of their own say 1e30; T5 has no positions that end.
+        longest = getattr(encoder.config, "max_position_embeddings", None) or 512
+        if max_tokens is not None and max_tokens > longest:
+            raise BadInput(
+                f"condition.max_tokens {max_tokens} is more than the {longest} tokens that the "
+                "text encoder reads: lower it"
+            )
+        self.max_tokens = max_tokens or min(tokenizer.model_max_length, longest)
         self.takes_mask = encoder.config.model_type not in _PADDED
         self._fingerprint = fingerprint
         self._null: Condition | None = None
 
     @classmethod
     def open(cls, config: ConditionConfig) -> CaptionConditioner:
-        """Load the text encoder of a config, on the CPU.
+        """Load the text encoder of a config, on the CPU in float32.
 
         Raises:
             BadInput: there is none, it cannot be read, or its weights are no safetensors.
@@ -63,7 +72,7 @@ class CaptionConditioner(Conditioner):
                 f"the text encoder {config.text_encoder} cannot be loaded: "
                 f"{' '.join(str(error).split())[:200]}"
             ) from error
-        return cls(tokenizer, encoder, config.max_tokens, fingerprint)
+        return cls(tokenizer, encoder.float(), config.max_tokens, fingerprint)
 
     @property
     def width(self) -> int:

@@ -24,6 +24,7 @@ from ambient_omni.noise import usable
 from ambient_omni.noise.priors import LogNormalPrior, Prior
 from ambient_omni.noise.usable import Objective
 from ambient_omni.training import posthoc
+from schemas.errors import BadInput
 
 
 class OptimizerConfig(Frozen):
@@ -209,15 +210,6 @@ class TrainConfig(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _guidance_was_learned(self) -> TrainConfig:
-        if self.samples.guidance != 1 and not self.learns_without_condition:
-            raise ValueError(
-                "samples.guidance needs a model that also learns without its condition: set "
-                "condition.dropout above 0"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _ways_to_run_fit(self) -> TrainConfig:
         if self.distribution == "fsdp" and self.precision == "fp16":
             raise ValueError("distribution fsdp does not train in fp16: use bf16")
@@ -245,17 +237,19 @@ class TrainConfig(Frozen):
         """Share of the images that are trained without their condition."""
         return 0.0 if self.condition.kind == "none" else self.condition.dropout
 
-    @property
-    def learns_without_condition(self) -> bool:
-        """Whether the denoiser knows what to say of an image that it is told nothing of.
+    def require_guidable(self, samples: SampleConfig) -> None:
+        """Check that samples are guided away only from what the denoiser learned.
 
-        Pipelines that are fine-tuned do. For unconditional models it is all they know.
+        Raises:
+            BadInput: guidance is asked for, and the denoiser never learns without its condition,
+                as pipelines that are fine-tuned did before.
         """
-        return (
-            self.init_from is not None
-            or self.condition.kind == "none"
-            or self.condition.dropout > 0
-        )
+        told_always = self.condition.kind != "none" and self.condition.dropout == 0
+        if samples.guidance != 1 and told_always and self.init_from is None:
+            raise BadInput(
+                "samples.guidance needs a model that also learns without its condition, and this "
+                "one has condition.dropout 0: set that above 0, or leave guidance out"
+            )
 
     @property
     def num_steps(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from ambient_omni.code_version import code_version
 from ambient_omni.data.training_data import READ_TABLES, held_out
 from ambient_omni.training.config import TrainConfig
-from ambient_omni.training.models import pretrained_sha256, settled, space_of
+from ambient_omni.training.models import frozen_weights, settled, space_of
 from schemas.errors import AnnotationMissing, BadInput
 from schemas.ids import canonical_hash
 from schemas.registry import contract
@@ -32,6 +32,8 @@ class RunRecord:
     run_id: str
     versions: dict[str, int]
     noise_space: str
+    frozen_weights: dict[str, str]
+    pinned_sigma_data: float | None = None
 
     @classmethod
     def of(cls, root: Root, config: TrainConfig) -> RunRecord:
@@ -39,27 +41,31 @@ class RunRecord:
 
         The id is a hash of the config and of what the slices that the run reads were made from. So
         the same command finds the same run, and a commit to another batch starts no new one. A run
-        that began keeps the table versions that it pinned.
+        that began keeps the table versions that it pinned, and the deviation of its data.
 
         Raises:
             AnnotationMissing: the policy was never applied to one of the batches.
         """
         config = settled(config)
         versions = root.tables.versions(READ_TABLES)
-        space = space_of(config).noise_space
+        space, frozen = space_of(config).noise_space, frozen_weights(config)
         inputs = {
             "config": config.identity(),
             "noise_space": space,
-            "pretrained": pretrained_sha256(config),
+            "pretrained": frozen.get("pretrained"),
             "slices": _slices(root, config),
             # As it was defined: a take-down changes what a run trains on, not which run it is.
             "held_out": held_out(root, versions, exclude=False).fingerprint,
         }
-        run = cls(root, config, canonical_hash(inputs), versions, space)
+        if "text_encoder" in frozen:
+            inputs["text_encoder"] = frozen["text_encoder"]
+        run = cls(root, config, canonical_hash(inputs), versions, space, frozen)
         if not (run.folder / _CONFIG_FILE).exists():
             return run
         begun = json.loads((run.folder / _CONFIG_FILE).read_text())
-        return cls(root, config, run.run_id, begun["table_versions"], space)
+        return replace(
+            run, versions=begun["table_versions"], pinned_sigma_data=begun.get("sigma_data")
+        )
 
     @property
     def folder(self) -> Path:
@@ -85,13 +91,14 @@ class RunRecord:
             "ingest_batches": list(self.config.batches),
             "table_versions": self.versions,
             "noise_space": self.noise_space,
+            "frozen_weights": self.frozen_weights,
             "config": self.config.model_dump(mode="json"),
             "code_version": code_version(),
         }
 
-    def begin(self) -> None:
-        """Write the run's config and parents."""
-        write_json(self.folder / _CONFIG_FILE, self.parents)
+    def begin(self, sigma_data: float) -> None:
+        """Write the run's config and parents, and the deviation of its data."""
+        write_json(self.folder / _CONFIG_FILE, {**self.parents, "sigma_data": sigma_data})
 
     def row(self) -> dict[str, Any] | None:
         """Return the run's row of training_runs, or None."""

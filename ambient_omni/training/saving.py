@@ -101,7 +101,8 @@ class Saver:
             CheckpointRefused: there are checkpoints and none of them can be used.
         """
         paths = checkpoints.steps(self._run.checkpoints)
-        expect = {"noise_space": self._run.noise_space, "run_id": self._run.run_id}
+        names = ("noise_space", "run_id", "label_names", "sigma_data")
+        expect = {name: self._parents[name] for name in names}
         refused = None
         for path in paths:
             try:

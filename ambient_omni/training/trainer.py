@@ -93,8 +93,12 @@ class Trainer:
             run.versions,
             config.held_out.max_images,
         )
-        model = new_model(config, len(data.label_names), data.packs.sigma_data)
+        # Packs that were made anew on another machine differ in the last digits.
+        sigma_data = run.pinned_sigma_data or data.packs.sigma_data
+        model = new_model(config, len(data.label_names), sigma_data)
+        self._sigma_data = model.parameterisation.sigma_data
         # Samples that cannot be drawn are refused now, not when the run has trained.
+        config.require_guidable(config.samples)
         Sampler(model, config.samples, space_of(config).x0_shape, data.label_names, config.prior)
         self._audit = Audit(Audited.of(data, config.kappa, soft=config.sampling.soft_floors))
         self._audit_report: dict[str, Any] = {}
@@ -102,7 +106,7 @@ class Trainer:
         parents = {
             **run.parents,
             "label_names": list(data.label_names),
-            "sigma_data": model.parameterisation.sigma_data,
+            "sigma_data": self._sigma_data,
         }
         self._saver = Saver(run, accelerator, parents)
         self._reporter = Reporter(run, accelerator)
@@ -172,7 +176,7 @@ class Trainer:
     def _begin(self) -> None:
         self._done = self._saver.resume(self._engine, self._audit, self._reporter)
         if self._accelerator.is_main_process:
-            self._run.begin()
+            self._run.begin(self._sigma_data)
             self._run.forget_metrics_after(self._done.step)
             distribution.start_trackers(
                 self._accelerator, self._config, self._run.run_id, self._run.folder

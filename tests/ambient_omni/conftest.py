@@ -107,6 +107,8 @@ def config():
             "evaluate_every_images": 32,
             "log_every_images": 16,
         }
+        if "init_from" in changes:
+            del settings["network"]  # the pipeline brings one
         return TrainConfig.model_validate({**settings, **changes})
 
     return make

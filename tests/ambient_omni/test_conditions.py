@@ -1,7 +1,9 @@
+import shutil
+
 import pytest
 import torch
 from torch import nn
-from transformers import T5Config, T5EncoderModel
+from transformers import CLIPTextModel, T5Config, T5EncoderModel
 
 from ambient_omni import rng
 from ambient_omni.models.conditions import Condition, LabelConditioner, guided
@@ -76,6 +78,21 @@ def test_text_encoders_with_masks_say_which_tokens_there_are(tmp_path):
     found = build_conditioner(config).encode(captions=["a", "a b c"])
     assert found.text.shape == (2, 6, 8)
     assert found.text_mask.sum(dim=1).tolist() == [3, 5]
+
+
+def test_a_text_encoder_in_half_precision_speaks_in_full(folder, tmp_path):
+    for part in ("tokenizer", "text_encoder"):
+        shutil.copytree(folder / part, tmp_path / part)
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    encoder.half().save_pretrained(tmp_path / "text_encoder")
+    config = ConditionConfig(kind="caption", text_encoder=str(tmp_path))
+    assert build_conditioner(config).encode(captions=["a"]).text.dtype == torch.float32
+
+
+def test_no_more_tokens_are_asked_for_than_the_encoder_reads(folder):
+    config = ConditionConfig(kind="caption", text_encoder=str(folder), max_tokens=TOKENS + 1)
+    with pytest.raises(BadInput, match=f"max_tokens {TOKENS + 1} is more than the {TOKENS} tokens"):
+        build_conditioner(config)
 
 
 def test_what_is_missing_is_said(conditioner, tmp_path):

@@ -10,6 +10,7 @@ from ambient_omni.data.latent_packs import EncodeLatentsJob, encode_batches
 from ambient_omni.data.latents import latent_space
 from ambient_omni.data.transforms import Transform
 from ambient_omni.training import checkpoints
+from ambient_omni.training.models import settled
 from ambient_omni.training.run_record import RunRecord
 from ambient_omni.training.trained import load_trained
 from ambient_omni.training.trainer import train
@@ -125,3 +126,20 @@ def test_other_weights_in_the_same_folder_make_another_run(trainable, config, tm
     content[-1] ^= 1
     file.write_bytes(content)
     assert RunRecord.of(trainable, wanted).run_id != before
+
+
+def test_a_network_beside_a_pipeline_is_refused_for_it_would_do_nothing(
+    trainable, config, tmp_path
+):
+    start = {"path": str(save_ddpm(tmp_path / "ddpm"))}
+    with pytest.raises(BadInput, match="leave out network beside init_from"):
+        RunRecord.of(trainable, config(init_from=start, network={"kind": "dit", "layers": 1}))
+
+
+def test_a_prior_over_another_schedule_is_refused(trainable, config, tmp_path):
+    start = {"path": str(save_stable_diffusion(tmp_path / "sd"))}
+    with pytest.raises(BadInput, match=r"prior.schedule \(linear.*the parameterisation's \(scaled"):
+        settled(config(init_from=start, prior={"kind": "ddpm", "lowest": 0.1}))
+    slow = {"kind": "v", "schedule": {"beta_end": 0.01}}
+    with pytest.raises(BadInput, match=r"prior.schedule"):
+        settled(config(prior={"kind": "ddpm"}, parameterisation=slow))

@@ -1,8 +1,12 @@
 """Whole runs on latents, labels and captions, as small as they can be."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from transformers import CLIPTextModel
 
 from ambient_omni.data.annotations import NoiseSpaceMismatch
 from ambient_omni.data.batches import BatchMaker
@@ -13,13 +17,15 @@ from ambient_omni.data.packs import PackSet
 from ambient_omni.data.training_data import READ_TABLES, open_training_data
 from ambient_omni.data.transforms import Transform
 from ambient_omni.evaluation import evaluate, read_heldout
+from ambient_omni.hub import weights_sha256
 from ambient_omni.noise.levels import BetaSchedule, flow_time_of_sigma
 from ambient_omni.noise.priors import DdpmPrior, FlowPrior, LogNormalPrior
 from ambient_omni.noise.usable import Usable
 from ambient_omni.training.models import settled
+from ambient_omni.training.run_record import RunRecord
 from ambient_omni.training.trained import load_trained
 from ambient_omni.training.trainer import train
-from schemas.errors import BadInput
+from schemas.errors import BadInput, CheckpointRefused
 from schemas.registry import contract
 from tests.data.pipelines import save_stable_diffusion
 from tests.data.tiny_vae import save_tiny_vae
@@ -113,6 +119,16 @@ def test_a_run_on_captions_measures_the_loss_of_captioned_images(trainable, conf
     )  # fmt: skip
     run_id = train(trainable, settings, show=False)
     assert np.isfinite(evaluate(trainable, run_id, "trusted").total)
+    # Another encoder in its place: the same settings are another run, and this one cannot be used.
+    encoder = tmp_path / "sd" / "text_encoder"
+    frozen = load_trained(trainable, run_id).parents["frozen_weights"]
+    assert frozen == {"text_encoder": weights_sha256(encoder)}
+    replaced = CLIPTextModel.from_pretrained(encoder)
+    replaced.get_input_embeddings().weight.data += 1
+    replaced.save_pretrained(encoder)
+    assert RunRecord.of(trainable, settings).run_id != run_id
+    with pytest.raises(CheckpointRefused, match="was made with text_encoder"):
+        load_trained(trainable, run_id)
 
 
 def test_a_caption_that_is_missing_stops_a_run_before_it_begins(trainable, config, tmp_path):
@@ -120,6 +136,36 @@ def test_a_caption_that_is_missing_stops_a_run_before_it_begins(trainable, confi
     network = {"kind": "unet2d_condition", "heads": 2, **NETWORK}
     with pytest.raises(BadInput, match="caption"):
         train(trainable, config(**SHORT, network=network, condition=condition), show=False)
+
+
+def test_a_run_is_not_decoded_by_another_autoencoder(latent_run):
+    root, settings = latent_run
+    run_id = train(root, settings, show=False)
+    save_tiny_vae(Path(settings.latents.vae), seed=5)
+    with pytest.raises(CheckpointRefused, match="was made with noise_space"):
+        load_trained(root, run_id)
+
+
+def test_a_run_keeps_the_deviation_of_its_data_when_latents_are_encoded_anew(latent_run):
+    root, settings = latent_run
+    run_id = train(root, settings, show=False)
+    before = load_trained(root, run_id).model.parameterisation.sigma_data
+    run = RunRecord.of(root, settings)
+    run.write("interrupted")
+    space = latent_space(settings.latents, TRANSFORM)
+    for file in (root.packs / space.transform_id).glob("*/meta.json"):
+        meta = json.loads(file.read_text())
+        meta["moments"]["std"] *= 1.001
+        file.write_text(json.dumps(meta))
+    assert train(root, settings, show=False) == run_id
+    assert load_trained(root, run_id).model.parameterisation.sigma_data == before
+
+
+def test_a_checkpoint_of_another_run_is_not_taken_for_this_one(trainable, config):
+    one, other = (train(trainable, config(num_images=8, seed=n), show=False) for n in (1, 2))
+    path = trainable.runs / other / "checkpoints" / "step-00000001"
+    with pytest.raises(CheckpointRefused, match="was made with run_id"):
+        load_trained(trainable, one, path)
 
 
 KINDS = ("edm", "epsilon", "v", "x0", "flow")
