@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
 from ambient_omni.training.trained import TrainedModel
@@ -44,12 +42,10 @@ class Card:
     Attributes:
         run: its row of training_runs.
         policy: the row of its policy.
-        sources: number of images per source in its batches, those held out included.
     """
 
     run: Mapping[str, Any]
     policy: Mapping[str, Any]
-    sources: Mapping[str, int]
 
     @property
     def audit(self) -> Mapping[str, Any]:
@@ -62,6 +58,12 @@ class Card:
         """Table name to the version that the run read."""
         found: Mapping[str, int] = json.loads(self.run["table_versions"])
         return found
+
+    @property
+    def sources(self) -> list[tuple[str, int]]:
+        """Sources with how many of their images the run has seen, those with none left out."""
+        found = sorted(self.audit["per_source"].items())
+        return [(name, part["samples_seen"]) for name, part in found if part["samples_seen"]]
 
     @property
     def draws_per_band(self) -> list[tuple[str, int]]:
@@ -96,10 +98,7 @@ def read_card(root: Root, run: Mapping[str, Any]) -> Card:
             f"policy {run['policy_id']} is not in the table policies: a model card has to say "
             "which rule its model obeyed"
         )
-    version = json.loads(run["table_versions"])["samples"]
-    batches = {"ingest_batch": list(run["ingest_batches"])}
-    samples = root.tables.open("samples", version).read(["source"], batches)
-    return Card(run, policies[0], _counts(samples["source"]))
+    return Card(run, policies[0])
 
 
 def write_card(card: Card, folder: Path, trained: TrainedModel, opening: str) -> None:
@@ -131,8 +130,8 @@ def card_text(card: Card, trained: TrainedModel, opening: str) -> str:
         "## What it is",
         _table(("", ""), _model_facts(trained)),
         "## What it was trained on",
-        _table(("source", "images"), sorted(card.sources.items())),
-        f"Images of the batches {', '.join(run['ingest_batches'])}, {_held_out(card)}.",
+        _table(("source", "images seen in training"), card.sources),
+        f"Of the batches {', '.join(run['ingest_batches'])}. {_left_out(card)}",
         "## Which noise levels each image was used at",
         f"Every image has a noise level sigma_min from which on it may be used. Policy "
         f'`{card.policy["policy_id"]}` ("{card.policy["name"]}") set it: rule '
@@ -177,17 +176,19 @@ def _obedience(card: Card) -> str:
     lowest = audit["lowest_sigma_over_sigma_min"]
     ratio = "" if lowest is None else f"; the lowest sigma was {lowest:.4g} times its sigma_min"
     return (
-        f"Of {audit['draws']:,} draws, {audit['draws_below_floor']:,} draws were below the floor "
-        f"of their image, and {audit['draws_through_window']:,} were through its low-noise window"
-        f"{ratio}."
+        f"Of the run's {audit['draws']:,} draws, {audit['draws_below_floor']:,} were below the "
+        f"floor of their image, and {audit['draws_through_window']:,} were through its low-noise "
+        f"window{ratio}."
     )
 
 
-def _held_out(card: Card) -> str:
+def _left_out(card: Card) -> str:
     audit = card.audit
+    gone = audit["samples_seen_and_excluded_since"]
+    since = f" {gone:,} images that it has seen were excluded since." if gone else ""
     return (
-        f"{audit['num_held_out']:,} of which were held out and {audit['num_never_usable']:,} "
-        "usable at no level"
+        f"{audit['num_held_out']:,} images were held out, and {audit['num_never_usable']:,} were "
+        f"usable at no level.{since}"
     )
 
 
@@ -195,20 +196,24 @@ def _parents(card: Card, trained: TrainedModel) -> list[tuple[str, Any]]:
     run = card.run
     metrics = json.loads(run["metrics"])
     loss = metrics.get("total", metrics.get("held_out_total"))
-    measured = [] if loss is None else [("held-out loss, summed over levels", f"{loss:.6g}")]
+    # The run's figure is that of the checkpoint that it selected.
+    selected = run["checkpoint"] is not None and trained.checkpoint.as_posix().endswith(
+        f"/{run['checkpoint']}"
+    )
+    measured = [("held-out loss, summed over levels", f"{loss:.6g}")] if loss and selected else []
     return [
         ("run", f"`{run['run_id']}`"),
         ("checkpoint", trained.checkpoint.name),
-        ("images seen", f"{run['num_images_seen']:,}"),
+        ("images drawn up to the checkpoint", f"{_images_drawn(trained):,}"),
+        ("images drawn by the run", f"{run['num_images_seen']:,}"),
         ("status of the run", run["status"]),
         *measured,
         ("code", run["code_version"]),
     ]
 
 
-def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    counted = pc.value_counts(column).to_pylist()
-    return {entry["values"]: entry["counts"] for entry in counted}
+def _images_drawn(trained: TrainedModel) -> int:
+    return trained.step * trained.config.batch_size
 
 
 def _table(head: tuple[str, str], rows: Sequence[tuple[str, Any]]) -> str:

@@ -42,6 +42,9 @@ _D: Any = diffusers  # untyped
 # DiTPipeline says "no label" with this number, whatever the number of labels.
 _DIT_NULL = 1000
 
+# A level that is a timestep but for rounding is that timestep.
+_ROUNDING = 1e-6
+
 _PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
@@ -71,7 +74,8 @@ def export_pipeline(
         model: in evaluation mode; with its codec if it works on latents.
         folder: where to; made if it is not there.
         label_names: of the model's classes, in their order.
-        prior: what the model was trained with: its ends are where sampling begins and stops.
+        prior: what the model was trained with: its ends are where sampling begins and stops;
+            under DDPM's schedulers, which always go down to σ = 0, where it begins.
 
     Raises:
         BadInput: the model works on latents and has no codec.
@@ -104,7 +108,7 @@ def _scheduler(parameterisation: Parameterisation, prior: Prior | None) -> Any:
             sigma_min=low, sigma_max=high, sigma_data=parameterisation.sigma_data
         )
     return _D.DDIMScheduler(
-        **parameterisation.config.schedule.scheduler_config,
+        **_timesteps(parameterisation, prior),
         prediction_type=_PREDICTIONS[parameterisation.kind],
         # From the last timestep down to σ = 0, and never clipped on the way: the network was
         # trained on whole distributions, not on clipped ones.
@@ -112,6 +116,20 @@ def _scheduler(parameterisation: Parameterisation, prior: Prior | None) -> Any:
         set_alpha_to_one=True,
         clip_sample=False,
     )
+
+
+def _timesteps(parameterisation: Parameterisation, prior: Prior | None) -> dict[str, Any]:
+    """Return the schedule for a scheduler's constructor, without timesteps above the prior's end.
+
+    Their first betas alone: what is left means the same, and sampling begins at the last of them.
+    """
+    schedule = parameterisation.config.schedule
+    _, highest = level_range(SampleConfig(), parameterisation, prior)
+    count = int((schedule.sigmas <= highest * (1 + _ROUNDING)).sum())
+    if count == schedule.num_timesteps:
+        return schedule.scheduler_config
+    whole = _D.DDPMScheduler(**schedule.scheduler_config)
+    return {"num_train_timesteps": count, "trained_betas": whole.betas[:count].tolist()}
 
 
 def _plain_pipeline(model: Model, scheduler: Any, names: dict[str, str]) -> Any:
@@ -165,6 +183,7 @@ def _own_pipeline(
         takes_mask=captioned is not None and captioned.takes_mask,
         sigma_min=lowest,
         sigma_max=highest,
+        sigma_data=form.sigma_data,
     )
 
 

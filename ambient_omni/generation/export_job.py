@@ -76,10 +76,14 @@ def _write_new(trained: TrainedModel, folder: Path) -> str:
 
 def _call(pipeline: str, trained: TrainedModel) -> str:
     kind, names = trained.config.condition.kind, list(trained.label_names[:2])
-    if kind == "label":
-        labels = f"pipe.get_label_ids({names})" if pipeline == "DiTPipeline" else names
-        return f"pipe(class_labels={labels})"
-    return 'pipe(prompt="a caption")' if kind == "caption" else "pipe(batch_size=2)"
+    if kind == "none":
+        return "pipe(batch_size=2)"
+    # Said aloud: pipelines of diffusers have other guidance than ours by default, 4 or 7.5.
+    guidance = f"guidance_scale={trained.config.samples.guidance:g}"
+    if kind == "caption":
+        return f'pipe(prompt="a caption", {guidance})'
+    labels = f"pipe.get_label_ids({names})" if pipeline == "DiTPipeline" else names
+    return f"pipe(class_labels={labels}, {guidance})"
 
 
 def _lines(pipeline: str, source: str, call: str, then: str = "") -> str:

@@ -50,6 +50,7 @@ class ExportedPipeline(_Base):
         takes_mask: tokens of padding are masked, in the text encoder and the network.
         sigma_min: the lowest level that was trained, where flow matching stops.
         sigma_max: the highest one, where it begins.
+        sigma_data: standard deviation of the data, part of what sampling begins from.
     """
 
     _optional_components = ["vae", "text_encoder", "tokenizer"]  # noqa: RUF012 (diffusers' own way)
@@ -69,6 +70,7 @@ class ExportedPipeline(_Base):
         takes_mask: bool = False,
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
+        sigma_data: float = 1.0,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -86,6 +88,7 @@ class ExportedPipeline(_Base):
             takes_mask=takes_mask,
             sigma_min=sigma_min,
             sigma_max=sigma_max,
+            sigma_data=sigma_data,
         )
 
     @torch.no_grad()
@@ -121,7 +124,9 @@ class ExportedPipeline(_Base):
             Images, as diffusers' own pipelines return them.
         """
         condition = self._condition(prompt, class_labels, batch_size)
-        null = self._condition(None if prompt is None else "", None, len(condition))
+        null = condition
+        if guidance_scale != 1:
+            null = self._condition(None if prompt is None else "", None, len(condition))
         x = self._begin(len(condition), generator, latents, num_inference_steps, schedule)
         for t in self.progress_bar(self.scheduler.timesteps):
             seen = self._scaled(x, t)
@@ -150,18 +155,21 @@ class ExportedPipeline(_Base):
             shape = (count, network.config.in_channels, side, side)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=network.dtype)
         noise: Tensor = latents.to(device, network.dtype)
+        data = self.config.sigma_data
         if self.config.family != "flow":
             scheduler.set_timesteps(num_steps, device=device, **schedule)
-            started: Tensor = noise * scheduler.init_noise_sigma
-            return started
+            # EDM's schedulers say √(σ² + 1), for data of deviation 1.
+            edm = self.config.family == "edm"
+            deviation = math.hypot(scheduler.sigmas[0], data) if edm else scheduler.init_noise_sigma
+            return noise * deviation
         # Between the trained times, not from 1: there is no network that was trained at 1.
         low, high = (s / (1 + s) for s in (self.config.sigma_min, self.config.sigma_max))
         times = torch.linspace(high, max(low, high / num_steps), num_steps)
         schedule.setdefault("sigmas", times.tolist())
         scheduler.set_timesteps(device=device, **schedule)
         time = scheduler.sigmas[0]
-        # Deviation of (1 - t) x_0 + t z for data of deviation 1.
-        return noise * math.hypot(1 - time, time)
+        # Deviation of (1 - t) x_0 + t z.
+        return noise * math.hypot((1 - time) * data, time)
 
     def _scaled(self, x: Tensor, t: Tensor) -> Tensor:
         if self.config.family == "flow":
@@ -189,6 +197,10 @@ class ExportedPipeline(_Base):
     def _condition(
         self, prompt: str | list[str] | None, class_labels: list[int | str] | None, count: int
     ) -> _Said:
+        if prompt is not None and self.text_encoder is None:
+            raise ValueError("this model is not told captions: leave out prompt")
+        if class_labels is not None and not self.config.id2label:
+            raise ValueError("this model is not told labels: leave out class_labels")
         if self.text_encoder is not None:
             if prompt is None:
                 raise ValueError("this model is told captions: give a prompt")
@@ -198,7 +210,9 @@ class ExportedPipeline(_Base):
             return _Said(count, {})
         labels = [self.config.null_label] * count if class_labels is None else class_labels
         numbers = {name: int(number) for number, name in self.config.id2label.items()}
-        known = [numbers[label] if isinstance(label, str) else label for label in labels]
+        known = [numbers.get(label, -1) if isinstance(label, str) else label for label in labels]
+        if not all(0 <= number <= self.config.null_label for number in known):
+            raise ValueError(f"class_labels {class_labels}: this model has {list(numbers)}")
         told = torch.tensor(known, device=self._execution_device)
         return _Said(len(known), {"class_labels": told})
 

@@ -43,6 +43,7 @@ def generate(root: Root, job: GenerateJob, *, show: bool = True) -> int:
     """
     trained = load_trained(root, job.run_id, checkpoint_path(root, job.run_id, job.checkpoint))
     config, out = _with_prompts(job), job.out.expanduser()
+    trained.config.require_guidable(config)
     sampler = Sampler(
         trained.model.on_accelerator(),
         config,

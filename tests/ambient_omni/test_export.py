@@ -14,7 +14,7 @@ from ambient_omni.data.config import LatentConfig
 from ambient_omni.data.latents import LatentCodec
 from ambient_omni.generation.config import SampleConfig
 from ambient_omni.generation.export import export_pipeline
-from ambient_omni.generation.sampling import Sampler
+from ambient_omni.generation.sampling import Sampler, start_deviation
 from ambient_omni.models.config import (
     ConditionConfig,
     DiTConfig,
@@ -26,7 +26,7 @@ from ambient_omni.models.config import (
 )
 from ambient_omni.models.model import build_model
 from ambient_omni.noise.levels import BetaSchedule
-from ambient_omni.noise.priors import LogNormalPrior
+from ambient_omni.noise.priors import DdpmPrior, LogNormalPrior
 from schemas.errors import BadInput
 from tests.data.pipelines import save_stable_diffusion
 
@@ -204,6 +204,43 @@ def test_sampling_begins_and_stops_where_the_prior_was_cut(plain, tmp_path):
     export_pipeline(plain.models["dit-flow"], tmp_path / "flow", prior=prior)
     flow = json.loads((tmp_path / "flow" / "model_index.json").read_text())
     assert (flow["sigma_min"], flow["sigma_max"]) == (0.05, 20.0)
+
+
+def test_no_timestep_above_the_end_of_the_prior_is_sampled(plain, tmp_path):
+    model = plain.models["unet2d-v"]
+    table = model.parameterisation.config.schedule.sigmas
+    prior = DdpmPrior(schedule=model.parameterisation.config.schedule, highest=table[499])
+    export_pipeline(model, tmp_path / "cut", prior=prior)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "cut")
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.Generator().manual_seed(0)
+    made = pipeline(2, generator=noise, num_inference_steps=NUM_STEPS, output_type="np").images
+    times = pipeline.scheduler.timesteps
+    assert times.tolist() == [499, 399, 299, 199, 99]
+    started = torch.randn((2, *PIXELS), generator=torch.Generator().manual_seed(0))
+    sampler = Sampler(model, SampleConfig(solver="euler"), PIXELS)
+    ours = sampler.solve(started, torch.from_numpy(table[times.numpy()]), range(2))
+    ours = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    assert np.abs(ours - made).max() < 3e-4
+
+
+@pytest.mark.parametrize("kind", ["patched-edm", "patched-flow-label"])
+def test_sampling_from_low_levels_begins_with_the_deviation_of_the_data(
+    plain, tmp_path, kind, monkeypatch
+):
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path))
+    model, noise = plain.models[kind], rng.torch_normal((2, *PIXELS), 0, "start")
+    export_pipeline(model, tmp_path / "low", label_names=LABELS, prior=LogNormalPrior(highest=0.5))
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "low", trust_remote_code=True)
+    begun = pipeline._begin(2, None, noise, NUM_STEPS, {})
+    into = 1.5 if "flow" in kind else 1.0
+    expected = start_deviation(0.5, model.parameterisation) / into * noise
+    assert torch.allclose(begun, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="not told captions"):
+        pipeline(prompt="a cat")
+    if "label" in kind:
+        with pytest.raises(ValueError, match=r"this model has \['ant', 'bee', 'cat'\]"):
+            pipeline(class_labels=["dog"])
 
 
 def test_code_that_an_export_carries_is_run_only_when_it_is_trusted(plain):

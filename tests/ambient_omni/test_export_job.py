@@ -49,6 +49,10 @@ def facts(text):
     return dict(re.findall(r"^\| ([^|]*) \| ([^|]*) \|$", text, flags=re.MULTILINE))
 
 
+def len_seen(row):
+    return json.loads(row["audit"])["samples_seen"]
+
+
 def run_example(out, monkeypatch):
     """Run the lines of Python on a card, beside the folder, and return their images."""
     code = (out / "README.md").read_text().split("```python\n")[1].split("```")[0]
@@ -79,12 +83,13 @@ def test_an_export_is_sampled_by_plain_diffusers_and_says_what_it_is(exported, m
     assert torch.allclose((ours / 2 + 0.5).clamp(0, 1), theirs.images, atol=1e-3)
     card = (out / "README.md").read_text()
     said = facts(card)
-    assert said["folder"] == "32"
+    assert said["folder"] == str(len_seen(row))
+    assert said["images drawn up to the checkpoint"] == said["images drawn by the run"] == "32"
     assert said["run"] == f"`{run_id}`"
     assert said["noise_annotations"] == str(json.loads(row["table_versions"])["noise_annotations"])
-    assert "Of 32 draws, 0 draws were below the floor" in card
+    assert "Of the run's 32 draws, 0 were below the floor" in card
     assert 'Policy `policy` ("by blur")' in card
-    assert "4 of which were held out and 5 usable at no level" in card
+    assert "4 images were held out, and 5 were usable at no level." in card
     assert [image.size for image in run_example(out, monkeypatch)] == [(8, 8)] * 2
     assert not re.search(r"TODO|TBD|placeholder|\[.*more information.*\]", card, re.IGNORECASE)
 
@@ -105,6 +110,20 @@ def test_a_card_counts_what_the_audit_counts(exported):
     picture = np.asarray(Image.open(out / "noise_histogram.png"))
     assert picture.shape[2] == 3
     assert picture.min() < 100 < picture.max()
+
+
+def test_a_card_of_an_earlier_checkpoint_says_how_far_that_one_came(trainable, config, tmp_path):
+    state_policy(trainable)
+    wanted = config(num_images=32, evaluate_every_images=16, keep_checkpoints=9)
+    run_id = train(trainable, wanted, show=False)
+    row = trainable.tables.read("training_runs", where={"run_id": run_id}).to_pylist()[0]
+    (other,) = {"step-00000002", "step-00000004"} - {row["checkpoint"].split("/")[-1]}
+    job = ExportJob(run_id=run_id, out=tmp_path / "out", checkpoint=f"checkpoints/{other}")
+    said = facts((export(trainable, job) / "README.md").read_text())
+    assert said["checkpoint"] == other
+    assert said["images drawn up to the checkpoint"] == {"2": "16", "4": "32"}[other[-1]]
+    assert said["images drawn by the run"] == "32"
+    assert "held-out loss, summed over levels" not in said
 
 
 def test_an_export_does_not_write_over_anything(exported, tmp_path):
@@ -203,6 +222,7 @@ def test_a_lora_run_trains_adapters_alone_and_leaves_as_lora_weights(
         "README.md", "noise_histogram.png", "pytorch_lora_weights.safetensors",
     }  # fmt: skip
     assert 'pipe.load_lora_weights("lora")' in (out / "README.md").read_text()
+    assert 'pipe(prompt="a caption", guidance_scale=2)' in (out / "README.md").read_text()
     assert run_example(out, monkeypatch)[0].size == (16, 16)
     plain = StableDiffusionPipeline.from_pretrained(base)
     untuned = images_of(plain)

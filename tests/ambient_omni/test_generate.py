@@ -191,3 +191,11 @@ def test_any_prompt_fits_below_its_image(tmp_path, text):
 def test_only_small_images_are_enlarged(tmp_path):
     save_grid(np.zeros((2, 256, 256, 3), np.uint8), tmp_path / "grid.png")
     assert Image.open(tmp_path / "grid.png").size == (514, 256)
+
+
+def test_guidance_away_from_what_was_never_learned_is_refused(config):
+    told = config(condition={"kind": "label", "dropout": 0.0})
+    with pytest.raises(BadInput, match=r"condition\.dropout 0"):
+        told.require_guidable(SampleConfig(guidance=2.0))
+    told.require_guidable(SampleConfig())
+    config(condition={"kind": "label"}).require_guidable(SampleConfig(guidance=2.0))
