@@ -159,9 +159,19 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return whole tensors on the CPU. Every process has to call it."""
-    return {name: whole(tensor.detach()).cpu() for name, tensor in tensors.items()}
+def gather(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tensor]:
+    """Return whole tensors on the CPU. Every process has to call it.
+
+    Args:
+        tensors: some may be sharded.
+        keep: False where they are not needed: then no more than one is whole at a time.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        here = whole(tensor.detach())
+        if keep:
+            found[name] = here.cpu()
+    return found
 
 
 def like(tensor: Tensor, target: Tensor) -> Tensor:

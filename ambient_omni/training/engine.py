@@ -124,7 +124,7 @@ class Engine:
         # and has to see every step.
         values = torch.stack([loss, distribution.whole(norm).to(loss)]).tolist()
         scaled = config.precision == "fp16"
-        finite = math.isfinite(values[0] if scaled else values[1])
+        finite = self._is_finite_everywhere(loss) if scaled else math.isfinite(values[1])
         if finite or scaled:
             self._optimizer.step()
         self._optimizer.zero_grad()
@@ -145,27 +145,30 @@ class Engine:
             self._objective.train()
 
     def state(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
-        """Return what a checkpoint holds: groups of whole tensors, JSON. All processes call it."""
-        weights = distribution.gather(self.model.weights())
+        """Return what a checkpoint holds: groups of whole tensors, JSON values.
+
+        All processes call it; the main one gets the tensors.
+        """
+        weights = self._gather(self.model.weights())
         groups = {
             "model": weights,
-            "ema": {**weights, **distribution.gather(self.ema.tensors)},
-            "optimizer": distribution.gather(self._optimizer_tensors()),
+            "ema": {**weights, **self._gather(self.ema.tensors)},
+            "optimizer": self._gather(self._optimizer_tensors()),
         }
         groups |= self.power_tensors()
         if any(True for _ in self.model.loss_weighting.parameters()):
             state = self.model.loss_weighting.state_dict()
-            groups["loss_weighting"] = distribution.gather(state)
+            groups["loss_weighting"] = self._gather(state)
         scaler = self._accelerator.scaler
         return groups, {} if scaler is None else {"scaler": scaler.state_dict()}
 
     def power_tensors(self) -> dict[str, Tensors]:
-        """Return the power-function averages, whole, by group. All processes call it."""
+        """Return the power-function averages by group; see `state`."""
         if not self.power:
             return {}
         fixed = {n: t for n, t in self.model.weights().items() if n not in self.ema.tensors}
         return {
-            power_group(sigma_rel): distribution.gather({**fixed, **average.tensors})
+            power_group(sigma_rel): self._gather({**fixed, **average.tensors})
             for sigma_rel, average in self.power.items()
         }
 
@@ -220,6 +223,9 @@ class Engine:
             total += loss.detach()
         return total
 
+    def _is_finite_everywhere(self, loss: Tensor) -> bool:
+        return math.isfinite(float(self._accelerator.reduce(loss.clone(), "sum")))
+
     def _loss(self, batch: Batch) -> Tensor:
         pair = denoising_pair(batch.x0, batch.sigma, batch.hidden, batch.fresh, batch.fixed)
         loss: Tensor = self._prepared(pair.x_t, pair.target, batch.sigma, self._condition(batch))
@@ -238,6 +244,9 @@ class Engine:
             return contextlib.nullcontext()
         rank = self._accelerator.process_index
         return rng.torch_seeded(self._config.seed, "dropout", number, rank, part)
+
+    def _gather(self, tensors: Mapping[str, Tensor]) -> Tensors:
+        return distribution.gather(tensors, keep=self._accelerator.is_main_process)
 
     def _optimizer_tensors(self) -> Tensors:
         return {
