@@ -260,8 +260,8 @@ def test_a_classifier_that_learned_nothing_is_refused(filled):
 def test_a_pool_as_good_as_the_reference_is_usable_everywhere_and_is_said_to_be(
     root, make_batch, tiny
 ):
-    filled = fill(root, make_batch, tiny, pictures(160, seed=3))
-    name = train(filled)
+    filled = fill(root, make_batch, tiny, pictures(160, seed=3), num_reference=150)
+    name = train(filled, order={"num_chains": 200, "chains_per_batch": 8})
     (row,) = filled.tables.read("noise_classifiers").to_pylist()
     (_, said) = row["warnings"]
     assert "as good as the reference at every level" in said
@@ -310,7 +310,8 @@ def test_images_smaller_than_the_networks_windows_are_refused(filled):
 
 
 def test_a_classifier_of_domains_needs_no_damage_but_two_domains(root, make_batch, tiny):
-    foreign = [255 - picture for picture in pictures(120, seed=3)]
+    draw = rng.generator(3, "foreign")
+    foreign = list(draw.integers(0, 256, (120, 16, 16, 3), dtype=np.uint8))
     filled = fill(root, make_batch, tiny, foreign)
     config = ClassifierConfig.model_validate({**QUICK, "num_images": 2_000})
     how = {"pool_batches": ["pool"], "reference_set": "trusted", "transform": TRANSFORM}
