@@ -8,6 +8,7 @@ import dagster as dg
 
 from dagster_project.describe import figures, preview
 from dagster_project.interrupts import keyboard_interrupts
+from dagster_project.lineage import column_lineage
 from pipelines.job import JobReport
 from schemas.ids import canonical_hash
 from schemas.registry import contract
@@ -44,6 +45,8 @@ def job_result(
     if table is not None and (version := root.tables.version(table)) is not None:
         found["table_version"] = version
         found["preview"] = preview(root, table, where or {})
+        if (lineage := column_lineage(table)) is not None:
+            found["dagster/column_lineage"] = lineage
     found.update(more or {})
     made_of = None if table is None else data_version(root, table, where or {})
     return dg.MaterializeResult(asset_key=asset_key, metadata=found, data_version=made_of)
