@@ -114,6 +114,7 @@ def test_a_drop_becomes_a_partition_and_a_run_and_no_tick_repeats_it(asked, tmp_
     assert [b.name for b in Request.load(asked.root).batches] == ["inbox-00000"]
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_new_files_are_a_few_batches_within_a_tick(asked, tmp_path):
     for folder in range(100):
         place = tmp_path / "inbox" / f"{folder:02d}"
