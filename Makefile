@@ -20,6 +20,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps brisque
+	@# For programs that never import the package, such as plain diffusers and accelerate's command.
+	@site=$$($(PY) -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])') && \
+	  cp ambient_omni/torchvision_hook.py $$site/_torchvision_hook.py && \
+	  echo 'import _torchvision_hook; _torchvision_hook.install()' > $$site/_torchvision_hook.pth
 	@touch $@
 
 demo: $(STAMP) ## the whole road on bundled real images; QUICK=1 for three minutes and poor samples

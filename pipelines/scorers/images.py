@@ -16,7 +16,7 @@ Made = TypeVar("Made")
 
 # Stacks of one size are measured in pieces: the float planes of a piece stay near the caches, and
 # memory is bounded whatever a chunk holds.
-_PIECE_PIXELS = 2**19
+_PIECE_PIXELS = 2**18
 
 
 class Images:

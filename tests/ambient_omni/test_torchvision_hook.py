@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,13 @@ def run(tmp_path):
     package.mkdir()
     (package / "__init__.py").write_text(FOREIGN_BUILD)
     (package / "_C.so").write_bytes(b"of another build")
-    repository = str(Path(__file__).parents[2])
+    places = (tmp_path, Path(__file__).parents[2], sysconfig.get_paths()["purelib"])
 
     def start(code):
         return subprocess.run(
-            [sys.executable, "-c", code],
-            env={"PYTHONPATH": f"{tmp_path}:{repository}", "PATH": ""},
+            # Without start-up files: `make setup` puts the hook there too.
+            [sys.executable, "-S", "-c", code],
+            env={"PYTHONPATH": ":".join(map(str, places)), "PATH": ""},
             cwd=tmp_path,
             capture_output=True,
             text=True,
