@@ -15,9 +15,9 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 class Frozen(BaseModel):
-    """Settings that do not change, and refuse names that they do not know."""
+    """Settings that do not change, refuse names that they do not know, and are finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def load_config(path: Path, kind: type[Config]) -> Config:

@@ -72,8 +72,10 @@ def weights_sha256(folder: Path) -> str:
             counts, which is the one that is loaded.
 
     Raises:
-        BadInput: there are no safetensors.
+        BadInput: there are no safetensors, or they are damaged.
     """
+    from safetensors import SafetensorError
+
     files = [f for f in sorted(folder.glob("*.safetensors")) if f.name.count(".") == 1]
     if not files:
         raise BadInput(
@@ -81,7 +83,13 @@ def weights_sha256(folder: Path) -> str:
             "weights are not read"
         )
     facts = [(file, file.stat()) for file in files]
-    return _sha256(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in facts))
+    try:
+        return _sha256(tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in facts))
+    except SafetensorError as error:
+        raise BadInput(
+            f"the weights in {folder} are damaged ({error}): download them again (a file of a "
+            "hundred bytes is a pointer of git-lfs: run `git lfs pull`)"
+        ) from error
 
 
 @functools.lru_cache(maxsize=16)

@@ -17,7 +17,7 @@ _CHECKPOINT = (
 class SampleConfig(Frozen):
     """How images are generated."""
 
-    num_images: int = Field(default=36, ge=1, description="Images of a grid.")
+    num_images: int = Field(default=36, ge=1, description="How many images.")
     num_steps: int = Field(default=18, ge=2, description="Levels of the sampler.")
     each_evaluation: bool = Field(
         default=False, description="Also draw a grid at every evaluation."
@@ -62,7 +62,7 @@ class GenerateJob(Frozen):
     format: Literal["folder", "tar"] = Field(
         default="folder", description="One PNG each, or WebDataset shards."
     )
-    samples: SampleConfig = SampleConfig(num_images=64)
+    samples: SampleConfig = SampleConfig()
     prompts_file: Path | None = Field(
         default=None, description="A prompt per line, instead of samples.prompts."
     )

@@ -125,10 +125,21 @@ class Sampler:
         return np.stack(list(self.images(range(count))))
 
     def images(self, numbers: range) -> Iterator[Pixels]:
-        """Yield images uint8 (H, W, 3), batch by batch."""
+        """Yield images uint8 (H, W, 3), batch by batch.
+
+        Raises:
+            BadInput: one has values that are no numbers: its settings are beyond what can be told.
+        """
         for start in range(numbers.start, numbers.stop, self.batch_size):
             rows = range(start, min(start + self.batch_size, numbers.stop))
-            yield from to_pixels(self._decode(self.x0(rows)).float().cpu().numpy())
+            images = self._decode(self.x0(rows)).float().cpu().numpy()
+            bad = ~np.isfinite(images).all(axis=(1, 2, 3))
+            if bad.any():
+                raise BadInput(
+                    f"image {rows[int(bad.argmax())]} is not finite: lower samples.guidance and "
+                    "samples.highest, or use another checkpoint"
+                )
+            yield from to_pixels(images)
 
     def x0(self, numbers: range) -> Tensor:
         """Return what the solver arrives at, (B, C, H, W) float32: pixels -1..1, or latents."""
@@ -172,9 +183,9 @@ class Sampler:
         if conditioner is None:
             return None
         if not isinstance(conditioner, LabelConditioner):
-            told = [self.facts(number).get("text") for number in numbers]
-            # Without prompts nothing is said about any image.
-            return conditioner.encode(captions=[prompt or "" for prompt in told])
+            if not self.config.prompts:
+                return conditioner.null(len(numbers))
+            return conditioner.encode(captions=[self.facts(n)["text"] for n in numbers])
         index = {name: number for number, name in enumerate(self.label_names)}
         labels = [index[self.facts(number)["label"]] for number in numbers]
         return conditioner.encode(labels=torch.tensor(labels))
@@ -197,6 +208,8 @@ class Sampler:
             raise BadInput("prompts are given, but the model was not trained on captions")
         if config.guidance != 1 and conditioner is None:
             raise BadInput("guidance needs a model that was trained on labels or captions")
+        if config.guidance != 1 and not takes_labels and not config.prompts:
+            raise BadInput("guidance goes towards prompts, and none is given: give samples.prompts")
         unknown = [label for label in config.labels if label not in self.label_names]
         if unknown:
             known = ", ".join(self.label_names[:10])

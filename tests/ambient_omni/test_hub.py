@@ -109,3 +109,13 @@ def test_damaged_configs_are_refused(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(BadInput, match="no model's config"):
         read_json(tmp_path / "config.json")
+
+
+def test_weights_that_are_cut_off_or_were_never_fetched_are_named(tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(100)}, file)
+    whole = file.read_bytes()
+    for content in (whole[:-4], b"version https://git-lfs.github.com/spec/v1\n", b""):
+        file.write_bytes(content)
+        with pytest.raises(BadInput, match="are damaged"):
+            weights_sha256(tmp_path)

@@ -10,7 +10,7 @@ from ambient_omni import rng
 from ambient_omni.generation.config import SampleConfig
 from ambient_omni.generation.grids import save_grid
 from ambient_omni.generation.sampling import Sampler, level_range
-from ambient_omni.models.conditions import Condition
+from ambient_omni.models.conditions import Condition, Conditioner
 from ambient_omni.models.config import (
     ConditionConfig,
     LossWeightConfig,
@@ -179,3 +179,38 @@ def test_a_grid_says_what_each_image_was_asked_to_be(tmp_path):
 def test_too_few_levels_are_refused():
     with pytest.raises(ValueError, match="greater than or equal to 2"):
         SampleConfig(num_steps=1)
+
+
+@pytest.mark.parametrize("name", ["guidance", "highest", "lowest", "rho"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0])
+def test_settings_of_samples_are_finite(name, value):
+    with pytest.raises(ValueError, match=name):
+        SampleConfig(**{name: value})
+
+
+def test_images_that_are_no_numbers_are_not_written_as_black_ones():
+    model = untrained()
+    with torch.no_grad():
+        next(model.denoiser.parameters()).fill_(float("nan"))
+    with pytest.raises(BadInput, match="image 0 is not finite"):
+        Sampler(model, SampleConfig(num_steps=2), PIXELS).first(2)
+
+
+class Captions(Conditioner):
+    """Says nothing in zeros, and the empty caption in ones."""
+
+    def encode(self, *, labels=None, captions=None, drop=None):
+        return Condition(text=torch.ones(len(captions), 1, 1))
+
+    def null(self, count):
+        return Condition(text=torch.zeros(count, 1, 1))
+
+
+def test_without_prompts_nothing_is_said_and_there_is_nothing_to_go_towards():
+    model = dataclasses.replace(untrained(), conditioner=Captions())
+    told = Sampler(model, SampleConfig(), PIXELS)._condition(range(2)).text
+    assert told.tolist() == [[[0.0]], [[0.0]]]
+    told = Sampler(model, SampleConfig(prompts=("",)), PIXELS)._condition(range(2)).text
+    assert told.tolist() == [[[1.0]], [[1.0]]]
+    with pytest.raises(BadInput, match="guidance goes towards prompts"):
+        Sampler(model, SampleConfig(guidance=2.0), PIXELS)
