@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as nnf
 
 from ambient_omni import rng
-from ambient_omni.classifier.calibration import calibrate
+from ambient_omni.classifier.calibration import Calibration, calibrate
 from ambient_omni.classifier.data import ClassifierData, PackedImages, fold_of
 from ambient_omni.classifier.positive_control import Separation, separation
 from ambient_omni.code_version import code_version
@@ -111,6 +111,25 @@ def train_crop_classifier(
     return classifier_id
 
 
+def calibrated(
+    inside_NSK: NDArray[np.floating],
+    foreign_NSK: NDArray[np.floating],
+    planted_NSK: NDArray[np.floating],
+    planted_share: float,
+) -> Calibration:
+    """Return the map from raw logits to those of domain against foreign, per size.
+
+    Fitted on the question that was trained, planted crops and all: where foreign crops are the
+    domain's, a fit without them would tone everything down, and noise would pass as well. With a
+    share w of planted crops among the negatives the odds of any other crop are p / ((1 - w) q);
+    ln(1 - w) takes that back.
+    """
+    count = max(1, round(planted_share / (1 - planted_share) * len(foreign_NSK)))
+    planted = np.resize(planted_NSK, (count, *planted_NSK.shape[1:]))
+    found = calibrate(inside_NSK, np.concatenate([foreign_NSK, planted]), reach=0)
+    return Calibration(found.scale, found.offset + np.log1p(-planted_share))
+
+
 def told_apart(inside_NSK: NDArray[np.floating], planted_NSK: NDArray[np.floating]) -> Separation:
     """Measure how well crops of the domain are told from planted ones, per size.
 
@@ -123,10 +142,11 @@ def told_apart(inside_NSK: NDArray[np.floating], planted_NSK: NDArray[np.floatin
     borders = np.empty(len(inside))
     for size, (one, other) in enumerate(zip(inside, planted, strict=True)):
         tried = np.sort(np.concatenate([one, other]))
-        above = [
-            1 - np.searchsorted(np.sort(x), tried, side="right") / len(x) for x in (one, other)
-        ]
-        borders[size] = tried[np.argmax(above[0] - above[1])]
+        below = [np.searchsorted(np.sort(x), tried, side="right") / len(x) for x in (one, other)]
+        apart = below[1] - below[0]
+        best = np.flatnonzero(apart == apart.max())
+        # In the middle between the sides, not at the edge of one.
+        borders[size] = (tried[best[0]] + tried[min(best[-1] + 1, len(tried) - 1)]) / 2
     shift = borders[None, :, None]
     return separation(halves[1][0] - shift, halves[1][1] - shift)
 
@@ -162,12 +182,14 @@ class _Maker:
         if not len(unseen):
             raise BadInput(f"no foreign image falls into fold {number}: use fewer folds")
         count = self._config.max_graded_images
-        sides = [
+        inside, outside = (
             self._grade(network, images.first_by_content(count), f"crops-{name}")
             for name, images in (("validation", self._validation), ("foreign", unseen))
-        ]
-        calibration = calibrate(sides[0], sides[1], reach=0)
-        self._said.append((calibration.apply(sides[0]), calibration.apply(sides[1])))
+        )
+        held = self._validation.first_by_content(count)
+        planted = self._grade(network, held, "planted-calibration", shuffled)
+        calibration = calibrated(inside, outside, planted, self._config.planted_share)
+        self._said.append((calibration.apply(inside), calibration.apply(outside)))
         return Fold(network, calibration)
 
     def measure(self, folds: Sequence[Fold]) -> dict[str, Any]:

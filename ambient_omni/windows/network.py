@@ -80,7 +80,7 @@ class CropClassifierNetwork(nn.Module):
     def __init__(self, config: WindowNetworkConfig, channels: int, sizes: Sequence[int]) -> None:
         super().__init__()
         self.trunk = Trunk(config, channels, max(sizes))
-        num_pooled = 2 * len(_LAGS) * channels + 2 * sum(self.trunk.widths)
+        num_pooled = (1 + 2 * len(_LAGS)) * channels + 2 * sum(self.trunk.widths)
         # Features differ by orders of magnitude, and with the size: their running scale is
         # measured, a size at a time.
         self.scales = nn.ModuleDict(
@@ -107,20 +107,24 @@ class CropClassifierNetwork(nn.Module):
 
 
 def structure_functions(x_BCss: Tensor) -> Tensor:
-    """Return ln E(x(p) - x(p + d))² down and across for each lag d and channel, (B, F).
+    """Return how much positions differ at a distance, per channel, (B, F).
 
-    Shifted and scaled to about -1..1; 0 where the window is no larger than the lag.
+    ln 2 Var(x), and for each lag d, down and across, ln E(x(p) - x(p + d))² - ln 2 Var(x): 0 where
+    positions a lag apart know nothing of each other, as in shuffled crops. Ratios, because crops
+    differ far more in contrast than in grain. 0 where the window is no larger than the lag.
     """
-    found = []
+    # Half a grey level: what rounding leaves of a flat crop is no texture.
+    least = 1.5e-5
+    contrast = (2 * x_BCss.var((2, 3), unbiased=False) + least).log()
+    found = [contrast]
     for lag in _LAGS:
         for axis in (2, 3):
             length = x_BCss.shape[axis] - lag
             if length <= 0:
-                found.append(x_BCss.new_zeros(x_BCss.shape[:2]))
+                found.append(torch.zeros_like(contrast))
                 continue
             apart = x_BCss.narrow(axis, lag, length) - x_BCss.narrow(axis, 0, length)
-            # Half a grey level: what rounding leaves of a flat crop is no texture.
-            found.append(((apart.square().mean((2, 3)) + 1.5e-5).log() + 3) / 1.5)
+            found.append((apart.square().mean((2, 3)) + least).log() - contrast)
     return torch.cat(found, 1)
 
 

@@ -8,7 +8,7 @@ from ambient_omni import rng
 from ambient_omni.data.packs import to_x0
 from ambient_omni.windows.config import ReceptiveFieldConfig
 from ambient_omni.windows.crop_classifier import load_crop_classifier
-from ambient_omni.windows.crop_training import told_apart, train_crop_classifier
+from ambient_omni.windows.crop_training import calibrated, told_apart, train_crop_classifier
 from ambient_omni.windows.crops import (
     cut,
     grid_corners,
@@ -16,7 +16,11 @@ from ambient_omni.windows.crops import (
     random_corners,
     shuffled,
 )
-from ambient_omni.windows.network import CentreDenoiser, CropClassifierNetwork
+from ambient_omni.windows.network import (
+    CentreDenoiser,
+    CropClassifierNetwork,
+    structure_functions,
+)
 from ambient_omni.windows.receptive_field import measure_receptive_field, needed_context
 from schemas.errors import BadInput, ClassifierRefused, NotEnoughReferences
 from tests.ambient_omni.windows_data import (
@@ -160,6 +164,16 @@ def test_planted_crops_are_found_also_where_the_domain_lies_around_one_half():
     assert abs(found.tv_lower_bound[1]) < 4 * found.tv_standard_error[1]
 
 
+def test_noise_does_not_pass_where_the_foreign_crops_are_the_domains():
+    draw = rng.generator(0, "test")
+    inside, foreign = draw.normal(0.5, 1.0, (2, 200, 1, 4))
+    planted = draw.normal(-5.0, 1.0, (200, 1, 4))
+    found = calibrated(inside, foreign, planted, 0.125)
+    # Nobody can tell inside from foreign: P = 1/2; and planted crops are still told.
+    assert found.apply(inside).mean() == pytest.approx(0, abs=0.1)
+    assert found.apply(planted).mean() < -1
+
+
 def test_altered_weights_are_refused(graded):
     root, classifier, _ = graded
     file = root.classifiers / classifier.crop_classifier_id / "fold-0.safetensors"
@@ -239,3 +253,13 @@ def test_white_noise_needs_no_context_and_one_colour_needs_all(root):
     assert needed["static"] == [2, 2]
     assert needed["plain"][0] > 2
     assert needed["plain"][1] == SIDE
+
+
+def test_shuffled_crops_have_no_grain_whatever_their_contrast():
+    crops = rng.normal((40, 3, 16, 16), 0, "test").cumsum(3).cumsum(2)
+    for contrast in (0.01, 1.0):
+        scaled = torch.from_numpy((contrast * crops / crops.std()).astype(np.float32))
+        mixed = torch.from_numpy(shuffled(scaled.numpy(), rng.generator(0, "test")))
+        kept, lost = (structure_functions(c)[:, 3:9].mean() for c in (scaled, mixed))
+        assert kept < -1
+        assert abs(lost) < 0.2
