@@ -11,7 +11,7 @@ kernel. Where the compiled part loads, nothing is declared.
 import importlib.machinery
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -39,7 +39,7 @@ class TorchvisionFinder(MetaPathFinder):
         return spec
 
 
-class _Loader:
+class _Loader(Loader):
     """torchvision's own loader, with the declarations made just before its code runs."""
 
     def __init__(self, loader: Any) -> None:
@@ -70,7 +70,8 @@ def _declare(folders: Sequence[Path]) -> None:
 
     if _kept or any(_loads(file) for folder in folders for file in folder.glob("_C*.so")):
         return
-    library = torch.library.Library(_NAME, "DEF")
+    torch_library: Any = torch.library
+    library = torch_library.Library(_NAME, "DEF")
     for operator in _MISSING_OPERATORS:
         library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _kept.append(library)
@@ -79,8 +80,9 @@ def _declare(folders: Sequence[Path]) -> None:
 def _loads(file: Path) -> bool:
     import torch
 
+    operators: Any = torch.ops
     try:
-        torch.ops.load_library(str(file))
+        operators.load_library(str(file))
     except OSError:
         return False
     return True
