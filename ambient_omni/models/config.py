@@ -26,6 +26,13 @@ def _require_groups(widths: tuple[int, ...], groups: int) -> None:
         raise ValueError(f"widths {odd} are no multiples of norm_groups {groups}")
 
 
+def _require_heads(widths: tuple[int, ...], unit: int, name: str) -> None:
+    # diffusers rounds down, to narrower heads or to none at all.
+    odd = [width for width in widths if width % unit]
+    if odd:
+        raise ValueError(f"widths {odd} attend and are no multiples of {name} {unit}")
+
+
 class PatchedUNetConfig(Frozen):
     """A diffusers UNet2DModel that works on patches of pixels: what a CPU can train."""
 
@@ -72,6 +79,11 @@ class _PlainUNetConfig(Frozen):
             )
         return self
 
+    @property
+    def attending(self) -> tuple[int, ...]:
+        """Widths of the scales that attend."""
+        return self.widths[len(self.widths) - self.attention_scales :]
+
     def require_fit(self, resolution: int) -> None:
         """Raise ValueError if images of `resolution` cannot be halved as often as needed."""
         _require_multiple(resolution, 2 ** (len(self.widths) - 1), f"{len(self.widths)} scales")
@@ -83,12 +95,23 @@ class UNet2DConfig(_PlainUNetConfig):
     kind: Literal["unet2d"] = "unet2d"
     head_dim: int = Field(default=8, ge=1, description="Channels per attention head.")
 
+    @model_validator(mode="after")
+    def _heads_fit(self) -> UNet2DConfig:
+        _require_heads(self.attending, self.head_dim, "head_dim")
+        return self
+
 
 class UNet2DConditionConfig(_PlainUNetConfig):
     """A plain diffusers UNet2DConditionModel: captions through cross-attention."""
 
     kind: Literal["unet2d_condition"] = "unet2d_condition"
     heads: int = Field(default=8, ge=1, description="Attention heads at every scale.")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> UNet2DConditionConfig:
+        # The middle attends to the captions whatever the scales do.
+        _require_heads((*self.attending, self.widths[-1]), self.heads, "heads")
+        return self
 
 
 class DiTConfig(Frozen):
@@ -100,6 +123,15 @@ class DiTConfig(Frozen):
     heads: int = Field(default=6, ge=1, description="Attention heads.")
     head_dim: int = Field(default=64, ge=1, description="Channels per attention head.")
     dropout: _Dropout = 0.0
+
+    @model_validator(mode="after")
+    def _positions_fit(self) -> DiTConfig:
+        width = self.heads * self.head_dim
+        if width % 4:
+            raise ValueError(
+                f"heads x head_dim is {width}, no multiple of 4 (sine and cosine, down and across)"
+            )
+        return self
 
     def require_fit(self, resolution: int) -> None:
         """Raise ValueError if images of `resolution` cannot be cut into patches."""

@@ -3,11 +3,13 @@ import copy
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
+from pydantic import TypeAdapter, ValidationError
 
 from ambient_omni import rng
 from ambient_omni.models.conditions import Condition
 from ambient_omni.models.config import (
     DiTConfig,
+    NetworkConfig,
     PatchedUNetConfig,
     UNet2DConditionConfig,
     UNet2DConfig,
@@ -207,3 +209,27 @@ def test_every_setting_changes_what_the_network_says(config, changes):
         for settings in (config, config.model_copy(update=changes))
     ]
     assert not torch.allclose(*said, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "unet2d", "widths": (4, 4), "norm_groups": 4}, r"\[4, 4\] .* head_dim 8"),
+        ({"kind": "unet2d", "widths": (12, 16), "norm_groups": 4}, r"\[12\] .* head_dim 8"),
+        (
+            {
+                "kind": "unet2d_condition",
+                "widths": (8, 12),
+                "norm_groups": 4,
+                "attention_scales": 0,
+            },
+            r"\[12\] .* heads 8",
+        ),
+        ({"kind": "dit", "heads": 3, "head_dim": 6}, "18, no multiple of 4"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        TypeAdapter(NetworkConfig).validate_python(settings)
+    plain = {"kind": "unet2d", "widths": (4, 16), "norm_groups": 4, "attention_scales": 1}
+    assert TypeAdapter(NetworkConfig).validate_python(plain).attending == (16,)
