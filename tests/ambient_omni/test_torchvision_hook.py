@@ -21,13 +21,15 @@ def run(tmp_path):
     package.mkdir()
     (package / "__init__.py").write_text(FOREIGN_BUILD)
     (package / "_C.so").write_bytes(b"of another build")
-    places = (tmp_path, Path(__file__).parents[2], sysconfig.get_paths()["purelib"])
+    repository = str(Path(__file__).parents[2])
+    # At the end of the path: a backport among the packages must not hide the standard library's.
+    packages = f"import sys; sys.path.append({sysconfig.get_paths()['purelib']!r})\n"
 
     def start(code):
         return subprocess.run(
             # Without start-up files: `make setup` puts the hook there too.
-            [sys.executable, "-S", "-c", code],
-            env={"PYTHONPATH": ":".join(map(str, places)), "PATH": ""},
+            [sys.executable, "-S", "-c", packages + code],
+            env={"PYTHONPATH": f"{tmp_path}:{repository}", "PATH": ""},
             cwd=tmp_path,
             capture_output=True,
             text=True,
