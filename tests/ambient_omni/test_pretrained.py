@@ -260,3 +260,19 @@ def test_pickled_weights_are_refused(tmp_path):
 def test_a_hub_id_has_to_be_pinned():
     with pytest.raises(BadInput, match="pin it with revision"):
         load_pretrained(PretrainedConfig(path="owner/model"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"in_channels": 9}, "reads 9 channels and says 4: inpainting"),
+        ({"out_channels": 8}, "reads 4 channels and says 8"),
+        ({"class_embed_type": "timestep"}, "is told classes"),
+    ],
+)
+def test_networks_of_another_use_are_refused_before_they_are_loaded(tmp_path, change, message):
+    folder = save_stable_diffusion(tmp_path / "sd")
+    file = folder / "unet" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(BadInput, match=message):
+        pretrained_settings(PretrainedConfig(path=str(folder)))
