@@ -220,6 +220,7 @@ def test_the_needed_context_is_the_smallest_within_tolerance_and_never_falls():
     assert needed_context(loss, (2, 4, 8), 0.3, relative=True).tolist() == [2, 8, 8]
 
 
+@pytest.mark.slow
 def test_white_noise_needs_no_context_and_one_colour_needs_all(root):
     field = ReceptiveFieldConfig(
         network={"widths": (12, 16), "hidden": 24},
