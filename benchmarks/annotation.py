@@ -59,7 +59,7 @@ CLASSIFIER = ClassifierConfig.model_validate(
     }
 )
 HEAD = HeadConfig(
-    num_steps=800,
+    num_steps=3_000,
     batch_size=32,
     levels_per_image=6,
     max_median_octaves=1.0,

@@ -168,9 +168,10 @@ def make_annotator(config: AnnotatorConfig, classifier: Oracle, *, seed: int) ->
 
 
 class Grid:
-    """Every image at the same levels under the same noises, each with its mirror image.
+    """Every image at the same levels, each level under noises of its own, with mirror images.
 
-    Curves of two images, and two levels of one curve, differ by what they show and not by luck.
+    Images share the noises, so that two curves differ by what they show and not by luck. Levels do
+    not: under one noise a whole curve is shifted, and no smoothing over levels would notice.
     """
 
     def __init__(self, classifier: Oracle, config: GridConfig, seed: int) -> None:
@@ -184,14 +185,15 @@ class Grid:
 
     def curves(self, x0_BCHW: Images, sample_ids: Sequence[str]) -> Curves:
         """Return curves at the grid's levels."""
-        noises = antithetic_noises(self._config.num_noises, x0_BCHW.shape[1:], self._seed)
-        num_levels, num_noises = len(self._sigmas), len(noises)
+        num_levels, num_noises = len(self._sigmas), self._config.num_noises
+        noises = [
+            antithetic_noises(num_noises, x0_BCHW.shape[1:], self._seed, level)
+            for level in range(num_levels)
+        ]
         sigmas_BQ = np.broadcast_to(
             np.repeat(self._sigmas, num_noises), (len(x0_BCHW), num_levels * num_noises)
         )
-        said_BQ = self._classifier.ask(
-            x0_BCHW, sample_ids, sigmas_BQ, np.concatenate([noises] * num_levels)
-        )
+        said_BQ = self._classifier.ask(x0_BCHW, sample_ids, sigmas_BQ, np.concatenate(noises))
         said_BLK = said_BQ.reshape(len(x0_BCHW), num_levels, num_noises)
         return Curves(
             self._sigmas,
@@ -253,9 +255,11 @@ class ExhaustiveSearch:
         return Curves(middles, logits, errors, evaluations)
 
 
-def antithetic_noises(count: int, shape_CHW: Sequence[int], seed: int) -> Images:
+def antithetic_noises(
+    count: int, shape_CHW: Sequence[int], seed: int, *position: int | str
+) -> Images:
     """Return (count, C, H, W) noises, the second half being the first with the other sign."""
-    half = rng.normal((count // 2, *shape_CHW), seed, "classifier-noise")
+    half = rng.normal((count // 2, *shape_CHW), seed, "classifier-noise", *position)
     return np.concatenate([half, -half])
 
 

@@ -94,6 +94,16 @@ def test_mirrored_noises_cancel_what_is_odd_in_them():
     np.testing.assert_allclose(found.logits, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_levels_of_a_grid_do_not_share_the_luck_of_one_noise():
+    class Shifted(PowerLaw):
+        def ask(self, x0_BCHW, sample_ids, sigmas_BQ, noises_QCHW):
+            shift = np.abs(noises_QCHW[:, 0, 0, 0])  # even: mirror images do not cancel it
+            return super().ask(x0_BCHW, sample_ids, sigmas_BQ, 0 * noises_QCHW) + shift
+
+    found = Grid(Shifted(), GridConfig(num_levels=8, num_noises=2), 0).curves(*images([0.0]))
+    assert found.logits[0].std() > 0.1
+
+
 def test_a_grid_of_eight_evaluations_reads_a_power_law_between_its_levels():
     grid = Grid(PowerLaw(), GridConfig(num_levels=4, num_noises=2), 0)
     found = grid.curves(*images(LEVELS))
