@@ -298,10 +298,12 @@ def concordance() -> None:
 
 def _levels(tiles: photos.Tiles, kind: str, places) -> NDArray[np.float64]:
     """Return sigma_min by the classifier's grid, null as infinite; kept on disk."""
-    key = [kind, canonical_hash(np.round(places, 6).tolist()), _classifier_key()]
+    config = GridConfig()
+    key = [kind, canonical_hash(np.round(places, 6).tolist()), config.model_dump()]
+    key.append(_classifier_key())
     file = _file("levels", key, ".npy")
     if not file.exists():
-        grid = Grid(classifier(), GridConfig(num_noises=2), 0)
+        grid = Grid(classifier(), config, 0)
         found = READING.crossings(grid.curves(to_x0(tiles.pixels), tiles.names())).sigma_min
         np.save(file, np.where(np.isnan(found), np.inf, found))
     return np.load(file)
