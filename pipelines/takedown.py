@@ -22,9 +22,9 @@ _HEX = frozenset("0123456789abcdef")
 
 @dataclass(frozen=True)
 class Purged:
-    """What a purge removed: images whose bytes were blanked, pack rows, facts by table."""
+    """What a purge removed: places in shards and rows in packs, blanked, and facts by table."""
 
-    num_images: int
+    num_places: int
     num_pack_rows: int
     facts: dict[str, int]
 
@@ -71,7 +71,7 @@ def purge(root: Root) -> Purged:
         rows = sorted(root.tables.excluded_sample_rows)
         if not ids:
             return Purged(0, 0, {})
-        num_images = _blank_shards(root, ids)
+        num_places = _blank_shards(root, ids)
         num_pack_rows = blank_rows(root.packs, np.array(rows, np.int64))
         facts: Counter[str] = Counter()
         _redact_attempts(root, ids)
@@ -81,17 +81,17 @@ def purge(root: Root) -> Purged:
                 continue
             facts[name] += maintenance.remove_rows(root.tables, name, rows).rows_removed
         _redact_samples(root, ids)
-    return Purged(num_images, num_pack_rows, {name: n for name, n in facts.items() if n})
+    return Purged(num_places, num_pack_rows, {name: n for name, n in facts.items() if n})
 
 
 def _blank_shards(root: Root, ids: Sequence[str]) -> int:
-    samples = root.tables.open("samples").read(
-        ["shard", "byte_offset", "num_bytes"], {"sample_id": list(ids)}, exclude=False
+    """Return how many places held bytes; one image may lie in shards of several versions."""
+    places = root.tables.places_ever_of(frozenset(ids)).to_pylist()
+    distinct = {(row["shard"], row["byte_offset"], row["num_bytes"]) for row in places}
+    return sum(
+        _blank(root.shards / shard, offset, num_bytes)
+        for shard, offset, num_bytes in sorted(distinct)
     )
-    count = 0
-    for row in samples.to_pylist():
-        count += _blank(root.shards / row["shard"], row["byte_offset"], row["num_bytes"])
-    return count
 
 
 def _blank(path: Path, offset: int, num_bytes: int) -> bool:

@@ -350,12 +350,22 @@ class Tables:
             self._excluded_rows = (versions, self._rows_ever_of(ids))
         return self._excluded_rows[1]
 
+    def places_ever_of(self, sample_ids: frozenset[str]) -> pa.Table:
+        """Return shard, byte_offset and num_bytes of every place where samples ever lay.
+
+        A batch that grows gets new shards, and those of its earlier versions stay on disk.
+        """
+        return self._ever_of(sample_ids, ["shard", "byte_offset", "num_bytes"])
+
     def _rows_ever_of(self, sample_ids: frozenset[str]) -> frozenset[int]:
-        files = [path for path in self._ever_committed("samples") if path.exists()]
-        rule = ds.field("sample_id").isin(pa.array(sorted(sample_ids)))
-        stored = ds.dataset(files, schema=contract("samples").stored_schema, format="parquet")
-        found = stored.to_table(columns=["sample_row"], filter=rule)
+        found = self._ever_of(sample_ids, ["sample_row"])
         return frozenset(found["sample_row"].to_pylist())
+
+    def _ever_of(self, sample_ids: frozenset[str], columns: Sequence[str]) -> pa.Table:
+        files = [path for path in self._ever_committed("samples") if path.exists()]
+        rule = ds.field("sample_id").isin(pa.array(sorted(sample_ids), pa.string()))
+        stored = ds.dataset(files, schema=contract("samples").stored_schema, format="parquet")
+        return stored.to_table(columns=list(columns), filter=rule)
 
     def _ever_committed(self, name: str) -> list[Path]:
         """Return the data files of all versions whose log entries are kept."""

@@ -68,10 +68,12 @@ def purge_all(root: Root, *, dry_run: bool = False) -> JobReport:
         "purge",
         NO_BATCH,
         read=count,
-        written=done.num_images,
-        unchanged=count - done.num_images,
+        written=done.num_places,
         seconds=time.monotonic() - began,
-        notes=(f"{done.num_pack_rows} rows of packs blanked", *facts),
+        notes=(
+            f"{done.num_places} places in shards and {done.num_pack_rows} rows of packs blanked",
+            *facts,
+        ),
     )
 
 

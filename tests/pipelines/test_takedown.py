@@ -61,7 +61,7 @@ def test_a_purge_leaves_no_byte_and_no_fact_and_moves_nothing_else(filled):
     gone = before[1]
     exclude(filled, gone["sample_id"])
     done = purge(filled)
-    assert (done.num_images, done.num_pack_rows) == (1, 1)
+    assert (done.num_places, done.num_pack_rows) == (1, 1)
     assert done.facts == {"scores/classical": 1}
     assert not any(stored_bytes(filled, gone))
     kept = [row for row in before if row is not gone]
@@ -76,7 +76,7 @@ def test_a_purge_leaves_no_byte_and_no_fact_and_moves_nothing_else(filled):
         row = next(r for r in rows if r["sample_id"] == gone["sample_id"])
         assert row["caption"] is None
     assert purge(filled).facts == {}
-    assert purge(filled).num_images == 0
+    assert purge(filled).num_places == 0
 
 
 def test_jobs_stay_current_after_a_purge_and_the_image_never_comes_back(filled, folder, spark):
@@ -95,10 +95,26 @@ def test_jobs_stay_current_after_a_purge_and_the_image_never_comes_back(filled, 
     )
 
 
+@pytest.mark.parametrize("ingested_again_first", [False, True])
+def test_shards_of_earlier_versions_of_a_batch_are_purged_too(filled, folder, ingested_again_first):
+    gone = samples(filled)[0]
+    put(folder / "4.png", encoded(4))
+    ingest(filled, "b", folder, CONFIG)
+    assert len(list(filled.shards.rglob("*.tar"))) == 2
+    exclude(filled, gone["sample_id"])
+    if ingested_again_first:
+        put(folder / "5.png", encoded(5))
+        ingest(filled, "b", folder, CONFIG)
+    assert purge(filled).num_places == 2
+    shards = [path.read_bytes() for path in filled.shards.rglob("*.tar")]
+    assert not any(encoded(0) in data for data in shards)
+    assert all(encoded(1) in data for data in shards)
+
+
 def test_upkeep_goes_by_command_and_says_what_it_did(filled, capsys):
     exclude(filled, samples(filled)[1]["sample_id"])
     for job, said in (
-        ("purge", "1 rows of packs blanked"),
+        ("purge", "1 places in shards and 1 rows of packs blanked"),
         ("compact", "files became"),
         ("vacuum", "vacuum: read"),
     ):
