@@ -10,6 +10,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
@@ -245,6 +246,71 @@ def test_cmyk_jpeg_decodes_as_pillow_converts_it():
     np.testing.assert_array_equal(decode(data), expected)
     close = np.abs(decode(data).astype(int) - np.asarray(picture()).astype(int)).mean()
     assert close < 12  # not inverted
+
+
+def _by_pillow_alone(data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "_fast_jpeg", lambda *_: None)
+        return _outcome(data)
+
+
+def _outcome(data):
+    try:
+        return decode(data, ImageLimits(min_side=1))
+    except ImageRejected as rejected:
+        return rejected.reason, rejected.detail
+
+
+def _is_fast(data):
+    return images._fast_jpeg(data, Image.open(BytesIO(data))) is not None
+
+
+JPEG_KINDS = {
+    "4:4:4": {"subsampling": "4:4:4"},
+    "4:2:2": {"subsampling": "4:2:2", "quality": 30},
+    "4:2:0": {"subsampling": "4:2:0"},
+    "progressive": {"progressive": True, "optimize": True},
+    "restarts": {"restart_marker_blocks": 2, "quality": 50},
+    "RGB kept": {"keep_rgb": True},
+}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (17, 33), (48, 40), (129, 63)])
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+def test_the_fast_decoder_gives_pillows_pixels(kind, size):
+    data = encoded(picture(*size), "JPEG", **JPEG_KINDS[kind])
+    assert _is_fast(data)
+    np.testing.assert_array_equal(decode(data, ImageLimits(min_side=1)), _by_pillow_alone(data))
+
+
+@pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
+def test_the_fast_decoder_gives_pillows_pixels_of_odd_subsamplings(subsampling):
+    pixels = np.asarray(picture(101, 77))
+    data = simplejpeg.encode_jpeg(pixels, quality=80, colorsubsampling=subsampling)
+    assert _is_fast(data)
+    np.testing.assert_array_equal(decode(data), _by_pillow_alone(data))
+
+
+def test_the_fast_decoder_leaves_cmyk_and_broken_data_to_pillow():
+    assert not _is_fast(encoded(picture(mode="CMYK"), "JPEG"))
+    whole = encoded(picture(300, 200), "JPEG", quality=90)
+    assert not _is_fast(whole[: len(whole) // 2] + b"\xff\xd9")
+
+
+@given(
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=4),
+    cut=st.floats(0.2, 1),
+    progressive=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_whatever_happens_to_a_jpeg_both_decoders_agree(changes, cut, progressive):
+    data = bytearray(encoded(picture(), "JPEG", progressive=progressive))
+    data = data[: max(4, round(cut * len(data)))]
+    for place, bits in changes:
+        data[int(place * len(data))] ^= bits
+    ours, theirs = _outcome(bytes(data)), _by_pillow_alone(bytes(data))
+    assert type(ours) is type(theirs)
+    assert np.array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP"])
