@@ -1,8 +1,8 @@
 """Checkpoints: safetensors and JSON, written aside, renamed when complete, verified on load.
 
 A checkpoint is a folder ``step-00001234`` with one ``<group>.safetensors`` per group of tensors
-and a ``state.json`` that holds the hash of each file, the step, and the parents: policy, table
-versions, noise space, configuration and code.
+and a ``state.json`` that holds the hash of each file, the step, the parents (policy, table
+versions, noise space, configuration and code), and a hash of all that.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,13 @@ from torch import Tensor, nn
 
 from schemas.errors import CheckpointRefused
 
-_FORMAT = 1
+_FORMAT = 2
+# Those of format 1 have no hash of their state.
+_FORMATS = (1, _FORMAT)
 _STATE = "state.json"
 _PREFIX = "step-"
 _PARTIAL = ".partial"
+_NAME = re.compile(rf"{_PREFIX}(\d+)")
 _READ_BYTES = 1 << 22
 
 Tensors = dict[str, Tensor]
@@ -88,7 +92,8 @@ def save(
         "parents": dict(parents),
         "state": dict(state),
     }
-    (aside / _STATE).write_text(json.dumps(content, indent=1))
+    content = json.loads(json.dumps(content))
+    (aside / _STATE).write_text(json.dumps({**content, "sha256": _hash_of(content)}, indent=1))
     _flush(aside / _STATE)
     _flush(aside)
     replaced = folder / f".{final.name}.replaced{_PARTIAL}"
@@ -123,8 +128,10 @@ def load(path: Path, expect: Mapping[str, Any] | None = None) -> Checkpoint:
         checkpoint = Checkpoint(path, content["step"], parents, content["state"], groups)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointRefused(f"{path / _STATE} is damaged: {error!r}") from error
-    if content.get("format") != _FORMAT:
+    if content.get("format") not in _FORMATS:
         raise CheckpointRefused(f"{path} has format {content.get('format')}, not {_FORMAT}")
+    if content["format"] == _FORMAT and content.pop("sha256", None) != _hash_of(content):
+        raise CheckpointRefused(f"{path / _STATE} was altered: its hash is another now")
     for name, facts in files.items():
         _verify(path / name, facts)
     for name, wanted in (expect or {}).items():
@@ -137,7 +144,12 @@ def load(path: Path, expect: Mapping[str, Any] | None = None) -> Checkpoint:
 
 def steps(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, newest first. They are not verified."""
-    return sorted(folder.glob(f"{_PREFIX}*"), reverse=True)
+    return sorted(filter(_is_name, folder.glob(f"{_PREFIX}*")), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """Return the step that a checkpoint's name states."""
+    return int(path.name.removeprefix(_PREFIX))
 
 
 def prune(folder: Path, keep: Sequence[str]) -> None:
@@ -174,9 +186,20 @@ def load_into(module: nn.Module, tensors: Tensors, source: Path) -> None:
     module.load_state_dict(tensors)
 
 
+def _is_name(path: Path) -> bool:
+    # Copies that somebody put beside them are neither read nor removed.
+    return _NAME.fullmatch(path.name) is not None
+
+
+def _hash_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _verify(path: Path, facts: Mapping[str, Any]) -> None:
-    if not path.exists() or path.stat().st_size != facts["bytes"]:
-        size = path.stat().st_size if path.exists() else 0
+    if not path.exists():
+        raise CheckpointRefused(f"{path} is missing")
+    size = path.stat().st_size
+    if size != facts["bytes"]:
         raise CheckpointRefused(f"{path} is truncated: {size} of {facts['bytes']} bytes")
     if _sha256(path) != facts["sha256"]:
         raise CheckpointRefused(f"{path} was altered: its hash is not the one it was saved with")

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,8 +71,11 @@ class Saver:
             groups[SEEN_GROUP] = seen.tensors()
             folder = self._run.checkpoints
             checkpoints.save(folder, done.step, groups, self._parents, found)
-            newest = [path.name for path in checkpoints.steps(folder)]
-            keep = newest[: self._run.config.keep_checkpoints]
+            # Later ones were refused when the run went on from an earlier one.
+            good = [
+                p.name for p in checkpoints.steps(folder) if checkpoints.step_of(p) <= done.step
+            ]
+            keep = good[: self._run.config.keep_checkpoints]
             checkpoints.prune(folder, [*keep, done.best or ""])
         self._accelerator.wait_for_everyone()
         return audit.report(counts, seen)
@@ -129,10 +133,20 @@ class Saver:
             audit.seen.restore(found.tensors(SEEN_GROUP))
         done = Progress(found.step, found.state["nonfinite_steps"])
         best = found.state["best"]
-        # The best one may be gone if a newer checkpoint that replaced it was damaged.
-        if best is not None and (self._run.checkpoints / best).is_dir():
+        if best is not None and self._is_good(self._run.checkpoints / best, found):
             done.best, done.best_loss = best, found.state["best_loss"]
         return done
+
+    def _is_good(self, best: Path, found: Checkpoint) -> bool:
+        """Say whether the best checkpoint can be used; the main process alone has to know."""
+        if not self._accelerator.is_main_process or best == found.path:
+            return True
+        try:
+            checkpoints.load(best)
+        except CheckpointRefused as error:
+            _LOG.warning("%s; it was the best one, a later one is going to be selected", error)
+            return False
+        return True
 
     def _collect(self, audit: Audit) -> tuple[dict[str, Any], SeenSamples]:
         """Return the counts of all processes, and what any of them saw."""

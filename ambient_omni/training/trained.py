@@ -49,11 +49,19 @@ def load_trained(root: Root, run_id: str, checkpoint: Path | None = None) -> Tra
         CheckpointRefused: the checkpoint is damaged or does not belong to the run.
     """
     row = find_run(root, run_id)
+    expect = {name: row[name] for name in ("run_id", "noise_space")}
     if checkpoint is None:
         if row["checkpoint"] is None:
             raise BadInput(f"run {run_id} has no checkpoint yet (status {row['status']})")
-        checkpoint = root.path / row["checkpoint"]
-    return load_checkpoint(checkpoint, {name: row[name] for name in ("run_id", "noise_space")})
+        selected = root.path / row["checkpoint"]
+        try:
+            return load_checkpoint(selected, expect)
+        except CheckpointRefused as error:
+            raise CheckpointRefused(
+                f"{error}; it is the selected one of run {run_id}: if it is damaged, remove it and "
+                "train again (the run goes on from the one before), or name another checkpoint"
+            ) from error
+    return load_checkpoint(checkpoint, expect)
 
 
 @torch.no_grad()

@@ -236,6 +236,9 @@ class Trainer:
 
     def _finish(self) -> None:
         """Select the best checkpoint, measure and sample it, and declare the run finished."""
+        if distribution.of_main(self._done.best, self._accelerator) is None:
+            # The best one was lost after the last step; then the last one is what there is.
+            self._evaluate_and_save()
         best = distribution.of_main(self._done.best, self._accelerator)
         if best is None:
             raise TrainingFailed(

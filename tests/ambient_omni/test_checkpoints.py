@@ -44,7 +44,7 @@ def test_a_truncated_file_is_refused(tmp_path):
 def test_a_missing_file_is_refused(tmp_path):
     path = write(tmp_path)
     (path / "model.safetensors").unlink()
-    with pytest.raises(CheckpointRefused, match="0 of"):
+    with pytest.raises(CheckpointRefused, match="is missing"):
         checkpoints.load(path)
 
 
@@ -62,6 +62,31 @@ def test_a_damaged_state_file_is_refused(tmp_path):
     (path / "state.json").write_text('{"step": 1')
     with pytest.raises(CheckpointRefused, match="damaged"):
         checkpoints.load(path)
+
+
+@pytest.mark.parametrize(("old", "new"), [('"x": 1', '"x": 3'), ('"step": 1', '"step": 9')])
+def test_a_state_file_of_which_a_digit_changed_is_refused(tmp_path, old, new):
+    file = write(tmp_path) / "state.json"
+    content = file.read_text()
+    assert old in content
+    file.write_text(content.replace(old, new))
+    with pytest.raises(CheckpointRefused, match=r"state\.json was altered"):
+        checkpoints.load(file.parent)
+
+
+def test_states_of_all_json_values_are_verified(tmp_path):
+    state = {"nan": float("nan"), "inf": float("inf"), "third": 1 / 3, "tuple": (1, 2), "n": None}
+    found = checkpoints.load(checkpoints.save(tmp_path, 1, {}, {"b": 1, "a": {"2": 0}}, state))
+    assert found.state["third"] == 1 / 3
+
+
+def test_a_copy_beside_the_checkpoints_is_neither_read_nor_removed(tmp_path):
+    write(tmp_path, 1)
+    copy = tmp_path / "step-00000001.kept"
+    copy.mkdir()
+    assert [path.name for path in checkpoints.steps(tmp_path)] == ["step-00000001"]
+    checkpoints.prune(tmp_path, [])
+    assert [path.name for path in tmp_path.iterdir()] == [copy.name]
 
 
 def test_a_pickle_is_refused_and_never_opened(tmp_path):

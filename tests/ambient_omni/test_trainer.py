@@ -131,6 +131,53 @@ def test_a_truncated_checkpoint_is_passed_over_for_the_one_before_it(
     assert row_of(trainable, run_id)["status"] == "finished"
 
 
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def test_what_is_saved_after_a_damaged_checkpoint_was_passed_over_is_kept(
+    trainable, config, monkeypatch
+):
+    one, saved = config(keep_checkpoints=1), []
+    for steps in (10, 1):
+        undo = stop_after(monkeypatch, steps, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(TrainingStopped):
+            train(trainable, one, show=False)
+        undo()
+        found = checkpoints.steps(next(trainable.runs.iterdir()) / "checkpoints")
+        saved.append([path.name for path in found])
+        if steps == 10:
+            cut(found[0] / "model.safetensors")
+    # 8 is kept as the best one; 10, damaged, makes room for what was saved when 8 was gone on from.
+    assert saved == [["step-00000010", "step-00000008"], ["step-00000009", "step-00000008"]]
+
+
+def test_a_run_whose_best_checkpoint_is_lost_selects_another_one(
+    trainable, config, monkeypatch, caplog
+):
+    wanted = config()
+    # The last evaluation is worse than the others, so that the best one is not the newest.
+    ordinary = trainer.Evaluator.held_out
+
+    def held_out(self, engine, name):
+        found = ordinary(self, engine, name)
+        worse = 100.0 if name.endswith("12") else 0.0
+        return found.model_copy(update={"total": found.total + worse})
+
+    monkeypatch.setattr(trainer.Evaluator, "held_out", held_out)
+    run_id = train(trainable, wanted, show=False)
+    best = trainable.path / row_of(trainable, run_id)["checkpoint"]
+    assert best.name != "step-00000012"
+    cut(best / "ema.safetensors")
+    with pytest.raises(CheckpointRefused, match=r"truncated.*remove it and train again"):
+        load_trained(trainable, run_id)
+    # Killed before it was finished: nobody has looked at the best one yet.
+    trainer.RunRecord.of(trainable, wanted).write("running")
+    assert train(trainable, wanted, show=False) == run_id
+    assert "it was the best one" in caplog.text
+    assert load_trained(trainable, run_id).checkpoint.name == "step-00000012"
+
+
 def test_a_checkpoint_of_another_noise_space_is_refused(trainable, config):
     run_id = train(trainable, config(), show=False)
     path = trainable.path / row_of(trainable, run_id)["checkpoint"]
