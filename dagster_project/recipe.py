@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ambient_omni.classifier.config import ClassifierConfig
+from ambient_omni.classifier.config import AnnotatorConfig, ClassifierConfig
 from ambient_omni.data.transforms import Transform
 from ambient_omni.training.config import TrainConfig
 from dagster_project.operations.config import OperationsConfig
@@ -63,6 +63,8 @@ class Recipe(_Frozen):
         scores: what is measured of each image; its encoder must be the distance's.
         ood: how distance to the trusted set is measured.
         classifier: the networks that tell trusted images from the pool's at every level.
+        annotator: how the classifier is asked about the pool; null: on its own grid of levels.
+            `kind: head` asks once an image, for large pools.
         arms: name of each model to train, and the rule whose levels it obeys.
         main_arm: the arm that the report explains.
         baseline_arm: the arm that the report compares with.
@@ -79,6 +81,7 @@ class Recipe(_Frozen):
     scores: ScoreConfig = ScoreConfig()
     ood: OodConfig = OodConfig()
     classifier: ClassifierConfig = ClassifierConfig()
+    annotator: AnnotatorConfig | None = None
     arms: dict[str, Rule] = Field(min_length=1)
     main_arm: str = "annotated"
     baseline_arm: str = "only_reference"

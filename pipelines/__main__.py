@@ -120,6 +120,7 @@ def _pack(options: argparse.Namespace) -> JobReport:
 
 
 def _curves(options: argparse.Namespace) -> JobReport:
+    from ambient_omni.classifier.config import read_annotator
     from pipelines.jobs.curves import curves
 
     root = Root.open(options.root)
@@ -127,6 +128,7 @@ def _curves(options: argparse.Namespace) -> JobReport:
         root,
         options.batch,
         options.classifier_id,
+        annotator=read_annotator(options.annotator) if options.annotator else None,
         settings=_spark(options),
         dry_run=options.dry_run,
     )
@@ -257,6 +259,11 @@ def _parser() -> argparse.ArgumentParser:
     _job(jobs, "pack", _pack, "pixels for training under one transform", config=True, spark=True)
     curves = _job(jobs, "curves", _curves, "what a noise classifier says", spark=True)
     curves.add_argument("--classifier-id", required=True)
+    curves.add_argument(
+        "--annotator",
+        help="how it is asked: grid, exhaustive, sequential, head, or a YAML file of one's "
+        "settings (default: the classifier's own grid)",
+    )
     same = _job(
         jobs,
         "dedup",

@@ -7,7 +7,7 @@ from schemas.contract import PARTITION_VALUE_PATTERN, Column, Contract
 
 CONTRACT = Contract(
     name="noise_curves",
-    version=2,
+    version=3,
     one_row_is="what one classifier says of one image over levels",
     key=("sample_row", "classifier_id"),
     partition_by=("classifier_id", "ingest_batch"),
@@ -39,6 +39,13 @@ CONTRACT = Contract(
             nullable=True,
             null_meaning="graded before they were counted",
             minimum=1,
+        ),
+        Column(
+            "annotator_id",
+            pa.string(),
+            "how the classifier was asked: kind of annotator and hash of its settings",
+            nullable=True,
+            null_meaning="graded before there was a choice: the classifier's own grid",
         ),
     ),
 )

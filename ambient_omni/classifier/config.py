@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, RootModel, model_validator
 
-from ambient_omni.config import Frozen
+from ambient_omni.config import Frozen, load_config
 from ambient_omni.data.transforms import Transform
+from schemas.errors import BadInput
+from schemas.ids import canonical_hash
 
 Question = Literal["reference_against_pool", "clean_against_damage", "domain_against_foreign"]
 
@@ -143,9 +146,33 @@ class HeadConfig(Frozen):
     )
 
 
+_ANNOTATORS = (GridConfig, ExhaustiveConfig, SequentialConfig, HeadConfig)
 AnnotatorConfig = Annotated[
     GridConfig | ExhaustiveConfig | SequentialConfig | HeadConfig, Field(discriminator="kind")
 ]
+
+
+class _AnnotatorFile(RootModel[AnnotatorConfig]):
+    pass
+
+
+def read_annotator(named: str) -> AnnotatorConfig:
+    """Return an annotator by its kind, with its defaults, or from a YAML file of its settings.
+
+    Raises:
+        BadInput: neither such a kind nor such a file; or a setting is wrong, the message names it.
+    """
+    kinds = {kind.model_fields["kind"].default: kind for kind in _ANNOTATORS}
+    if named in kinds:
+        return kinds[named]()
+    if not Path(named).is_file():
+        raise BadInput(f"annotator {named!r}: name one of {', '.join(kinds)}, or a YAML file")
+    return load_config(Path(named), _AnnotatorFile).root
+
+
+def annotator_id(config: AnnotatorConfig) -> str:
+    """Return the name of an annotator: its kind and a hash of its settings."""
+    return f"{config.kind}-{canonical_hash(config.model_dump(mode='json'))}"
 
 
 class ClassifierConfig(Frozen):

@@ -18,13 +18,18 @@ from safetensors.torch import load_file, save_file
 
 from ambient_omni.classifier.annotators import Annotator, Reading, make_annotator
 from ambient_omni.classifier.bisection import Bisection, Prior
-from ambient_omni.classifier.config import AnnotatorConfig, HeadConfig, SequentialConfig
+from ambient_omni.classifier.config import (
+    AnnotatorConfig,
+    HeadConfig,
+    SequentialConfig,
+    annotator_id,
+)
 from ambient_omni.classifier.data import ClassifierData, PackedImages
 from ambient_omni.classifier.head import Check, Head, HeadAnnotator, HeadNetwork, train_head
 from ambient_omni.classifier.noise_classifier import NoiseClassifier, load, transform_of
 from ambient_omni.data.packs import to_x0
 from schemas.errors import BadInput
-from schemas.ids import canonical_hash, hash_fraction
+from schemas.ids import hash_fraction
 from schemas.root import Root, write_json
 
 
@@ -150,8 +155,7 @@ def _x0(images: PackedImages) -> NDArray[np.float32]:
 
 
 def _file(root: Root, classifier_id: str, config: AnnotatorConfig) -> Path:
-    name = f"annotator-{config.kind}-{canonical_hash(config.model_dump(mode='json'))}.json"
-    return root.classifiers / classifier_id / name
+    return root.classifiers / classifier_id / f"annotator-{annotator_id(config)}.json"
 
 
 def _weights(file: Path, number: int) -> Path:

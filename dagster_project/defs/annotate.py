@@ -68,7 +68,10 @@ def noise_curves(context: dg.AssetExecutionContext, project: Project) -> Result:
     root, request, batch = project.root, project.request, context.partition_key
     request.require_let_in(batch)
     classifier_id = classifier_id_of(root, request)
-    report = run_job(curves, root, batch, classifier_id, settings=request.full_recipe.spark)
+    recipe = request.full_recipe
+    report = run_job(
+        curves, root, batch, classifier_id, annotator=recipe.annotator, settings=recipe.spark
+    )
     where = {"classifier_id": classifier_id, "ingest_batch": batch}
     return job_result(root, report, "noise_curves", where)
 

@@ -107,7 +107,8 @@ def _classifier(root: Root, request: Request, recipe: Recipe, _: str) -> str:
 def _curves(root: Root, request: Request, recipe: Recipe, batch: str) -> str:
     from pipelines.jobs.curves import curves
 
-    return _told(curves(root, batch, classifier_id_of(root, request), dry_run=True))
+    classifier_id = classifier_id_of(root, request)
+    return _told(curves(root, batch, classifier_id, annotator=recipe.annotator, dry_run=True))
 
 
 def _annotate(root: Root, request: Request, recipe: Recipe, batch: str) -> str:

@@ -19,6 +19,8 @@ from ambient_omni.classifier.config import (
     GridConfig,
     HeadConfig,
     SequentialConfig,
+    annotator_id,
+    read_annotator,
 )
 from schemas.errors import BadInput
 
@@ -185,3 +187,28 @@ def test_a_head_is_not_made_from_settings_alone():
 def test_a_bin_of_one_noising_has_no_error_and_is_refused():
     with pytest.raises(ValueError, match="fewer bins"):
         ExhaustiveConfig(num_levels=128, num_noises=1, num_bins=128)
+
+
+def test_an_annotator_is_named_by_its_kind_or_read_from_a_file(tmp_path):
+    file = tmp_path / "ours.yaml"
+    file.write_text("kind: head\nnum_steps: 7\n")
+    assert read_annotator("head") == HeadConfig()
+    assert read_annotator(str(file)) == HeadConfig(num_steps=7)
+    assert annotator_id(read_annotator(str(file))).startswith("head-")
+    assert annotator_id(HeadConfig()) != annotator_id(HeadConfig(num_steps=7))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("kind: oracle\n", "'grid', 'exhaustive', 'sequential', 'head'"),
+        ("kind: grid\nnum_noises: 3\n", "num_noises"),
+        (None, "name one of grid, exhaustive, sequential, head, or a YAML file"),
+    ],
+)
+def test_an_annotator_that_does_not_exist_is_refused_with_the_choice(tmp_path, text, said):
+    file = tmp_path / "ours.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(BadInput, match=said):
+        read_annotator(str(file))

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,11 +9,12 @@ from ambient_omni import rng
 from ambient_omni.classifier import stored as classifier_module
 from ambient_omni.classifier.annotators import Grid
 from ambient_omni.classifier.calibration import Calibration
-from ambient_omni.classifier.config import GridConfig
+from ambient_omni.classifier.config import GridConfig, annotator_id
 from ambient_omni.classifier.network import NoiseClassifierNetwork
 from ambient_omni.classifier.noise_classifier import ClassifierConfig, load
 from ambient_omni.data.packs import PackMissing, to_x0
 from ambient_omni.data.transforms import Transform
+from pipelines.batches import image_tasks, open_batch
 from pipelines.jobs import curves as curves_module
 from pipelines.jobs.annotate import annotate
 from pipelines.jobs.curves import curves, measure
@@ -90,6 +92,9 @@ def test_every_sample_gets_the_curve_of_its_own_pixels_from_its_own_fold(packed,
     assert errors == pytest.approx(expected.logit_standard_error, abs=1e-4)
     assert [row["fold"] for row in rows] == grader.folds_of(ids).tolist()
     assert {row["evaluations"] for row in rows} == {CONFIG.num_levels * CONFIG.num_noises}
+    own_grid = GridConfig(num_noises=CONFIG.num_noises)
+    assert {row["annotator_id"] for row in rows} == {annotator_id(own_grid)}
+    assert "images/s" in report.line()
 
 
 def test_running_twice_changes_nothing(packed):
@@ -167,6 +172,7 @@ def test_a_short_grid_answers_at_the_classifiers_levels(packed, images):
     grader = load(packed, "c1")
     ids = packed.tables.read("samples")["sample_id"].to_pylist()
     x0 = to_x0(np.stack([TRANSFORM.apply(image) for image in images(10)]))
+    assert {row["annotator_id"] for row in rows} == {annotator_id(short)}
     expected = Grid(grader, short, CONFIG.seed).curves(x0, ids).at(grader.sigmas)
     assert np.array([r["logits"] for r in rows]) == pytest.approx(expected.logits, abs=1e-4)
 
@@ -208,3 +214,40 @@ def test_curves_feed_a_policy_without_another_look_at_pixels(packed):
     report = annotate(packed, "b1", policy)
     assert report.written == 10
     assert packed.tables.read("noise_annotations").num_rows == 10
+
+
+@pytest.mark.parametrize(
+    ("offered", "device"),
+    [({"gpu": SimpleNamespace(addresses=["3"])}, "cuda:3"), ({}, "cuda")],
+)
+def test_an_executor_uses_the_gpu_that_the_cluster_gave_its_task(monkeypatch, offered, device):
+    task = SimpleNamespace(resources=lambda: offered)
+    monkeypatch.setattr("pyspark.TaskContext.get", lambda: task)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert curves_module._device() == device
+
+
+def test_a_chunk_is_bounded_by_bytes_however_large_the_images(packed, monkeypatch):
+    seen = []
+    original = Grid.curves
+
+    def spied(self, x0_BCHW, sample_ids):
+        seen.append(x0_BCHW.nbytes)
+        return original(self, x0_BCHW, sample_ids)
+
+    image_bytes = 4 * 3 * 16 * 16
+    monkeypatch.setattr(curves_module, "_MAX_CHUNK_BYTES", 2 * image_bytes + 1)
+    monkeypatch.setattr(Grid, "curves", spied)
+    tasks = image_tasks(packed, open_batch(packed, "b1"))
+    sink = {"noise_curves": SimpleNamespace(write=lambda table: None)}
+    for task in tasks:
+        measure(
+            task,
+            sink,
+            classifier_id="c1",
+            transform_id=TRANSFORM.transform_id,
+            annotator=None,
+            parts=packed.path / "parts",
+        )
+    assert len(seen) >= 5
+    assert max(seen) <= 2 * image_bytes
