@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,12 +39,18 @@ def load_config(path: Path, kind: type[Config]) -> Config:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "config"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise BadInput(f"{path}: {where}: {_one_line(first['msg'])}{more}") from error
+        raise BadInput(f"{path}: {where}: {_said(first)}{more}") from error
 
 
 def resolved(config: BaseModel) -> str:
     """Return a config with all its defaults as indented JSON."""
     return json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False)
+
+
+def _said(error: Mapping[str, Any]) -> str:
+    if error["type"] == "extra_forbidden":
+        return "there is no such setting"
+    return _one_line(error["msg"]).removeprefix("Value error, ")
 
 
 def _one_line(text: str) -> str:

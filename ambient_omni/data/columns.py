@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from schemas.errors import TableMissing
 from schemas.tables import Snapshot, Where
 
 # Rows of one part, at least one row group.
@@ -32,6 +34,7 @@ class _Group:
     num_rows: int
     first: int
     last: int
+    columns: tuple[str, ...]
 
 
 class RowOrder:
@@ -48,7 +51,7 @@ class RowOrder:
 
     def __init__(self, table: Snapshot, where: Where) -> None:
         self._table, self._where = table, where
-        self._groups = _row_groups(table, where)
+        self._groups = self._row_groups()
         self._gone = pa.array(sorted(table.excluded_sample_rows()), pa.int64())
 
     @property
@@ -68,9 +71,40 @@ class RowOrder:
             yield self._table.read(names, self._where)
             return
         for groups in _runs(self._groups):
-            with pq.ParquetFile(groups[0].path, read_dictionary=list(coded)) as file:
-                part = file.read_row_groups([group.number for group in groups], columns=names)
+            with self._readable(groups[0].path):
+                part = self._read(groups, names, coded)
             yield self._kept(_sorted(part))
+
+    def _read(self, groups: list[_Group], names: list[str], coded: Sequence[str]) -> pa.Table:
+        """Read row groups of one file; columns that the table gained since are null."""
+        held = [name for name in names if name in groups[0].columns]
+        dictionaries = [name for name in coded if name in held]
+        with pq.ParquetFile(groups[0].path, read_dictionary=dictionaries) as file:
+            part = file.read_row_groups([group.number for group in groups], columns=held)
+        for name in names:
+            if name not in held:
+                kind = self._table.contract.column(name).type
+                part = part.append_column(name, pa.nulls(part.num_rows, kind))
+        return part
+
+    @contextlib.contextmanager
+    def _readable(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, pa.ArrowInvalid) as error:
+            name = self._table.contract.name
+            raise TableMissing(
+                f"{name} version {self._table.version} cannot be read, {path} is gone or damaged "
+                f"({type(error).__name__}): restore it, or let a run that began on this version "
+                "begin anew by removing its folder"
+            ) from error
+
+    def _row_groups(self) -> list[_Group]:
+        groups: list[_Group] = []
+        for path in self._table.file_uris(self._where):
+            with self._readable(path):
+                groups += _groups_of(path, pq.read_metadata(path))
+        return sorted(groups, key=lambda group: group.first)
 
     def _kept(self, part: pa.Table) -> pa.Table:
         if not len(self._gone):
@@ -92,19 +126,28 @@ class CodeColumn:
         for chunk in column.chunks:
             coded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
             names = coded.dictionary.to_pylist()
-            known = [self._number.setdefault(name, len(self._number)) for name in names]
+            # A dictionary of a file also names what its rows do not hold, or no longer do.
+            held = set(pc.unique(coded.indices).to_pylist())
+            known = [
+                self._number.setdefault(name, len(self._number)) if place in held else 0
+                for place, name in enumerate(names)
+            ]
             place = coded.indices.fill_null(0).to_numpy(zero_copy_only=False)
             self._codes.append(np.array(known or [0], np.int32)[place])
 
-    def finish(self) -> tuple[NDArray[np.unsignedinteger], tuple[str, ...]]:
+    def finish(
+        self, pinned: Sequence[str] = ()
+    ) -> tuple[NDArray[np.unsignedinteger], tuple[str, ...]]:
         """Return the number of each value, in the smallest type, and the names by number, sorted.
 
-        A missing value has the number 0.
+        Args:
+            pinned: names that come first, in this order, also where no value has them any more.
         """
-        names = sorted(self._number)
+        names = [*pinned, *sorted(self._number.keys() - set(pinned))]
         place = np.zeros(max(1, len(names)), np.min_scalar_type(max(0, len(names) - 1)))
         for number, name in enumerate(names):
-            place[self._number[name]] = number
+            if name in self._number:
+                place[self._number[name]] = number
         codes = [place[part] for part in self._codes]
         return np.concatenate([np.empty(0, place.dtype), *codes]), tuple(names)
 
@@ -168,20 +211,17 @@ def _mapped(file: BinaryIO, kind: type[np.generic]) -> NDArray[np.generic]:
     return np.memmap(file, kind, "r")
 
 
-def _row_groups(table: Snapshot, where: Where) -> list[_Group]:
-    groups = []
-    for path in table.file_uris(where):
-        metadata = pq.read_metadata(path)
-        column = metadata.schema.names.index("sample_row")
-        for number in range(metadata.num_row_groups):
-            group = metadata.row_group(number)
-            found = group.column(column).statistics
-            if not group.num_rows:
-                continue
-            known = found is not None and found.has_min_max
-            first, last = (found.min, found.max) if known else (0, 1 << 62)
-            groups.append(_Group(path, number, group.num_rows, first, last))
-    return sorted(groups, key=lambda group: group.first)
+def _groups_of(path: str, metadata: pq.FileMetaData) -> Iterator[_Group]:
+    columns = tuple(metadata.schema.names)
+    column = columns.index("sample_row")
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        found = group.column(column).statistics
+        if not group.num_rows:
+            continue
+        known = found is not None and found.has_min_max
+        first, last = (found.min, found.max) if known else (0, 1 << 62)
+        yield _Group(path, number, group.num_rows, first, last, columns)
 
 
 def _in_order(groups: Sequence[_Group]) -> bool:

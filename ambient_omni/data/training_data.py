@@ -70,6 +70,19 @@ def held_out(root: Root, versions: Versions, *, exclude: bool = True) -> HeldOut
 
 
 @dataclass(frozen=True)
+class Pinned:
+    """What a run keeps of its data from the day it began, whatever is taken down later.
+
+    sigma_data, their deviation; label_names and source_names, in the order of their numbers. Empty:
+    those that are found.
+    """
+
+    sigma_data: float | None = None
+    label_names: tuple[str, ...] = ()
+    source_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """N training samples in the order of sample_row, with everything a step looks up.
 
@@ -101,7 +114,11 @@ class TrainingData:
 
 
 def open_training_data(
-    root: Root, config: TrainConfig, versions: Versions, space: Space | None = None
+    root: Root,
+    config: TrainConfig,
+    versions: Versions,
+    space: Space | None = None,
+    pinned: Pinned = Pinned(),
 ) -> TrainingData:
     """Open packs and annotations of a run at pinned versions, exclusions applied.
 
@@ -110,6 +127,7 @@ def open_training_data(
         config: of the run.
         versions: table versions.
         space: what the rows of the packs are; the run's transform by default.
+        pinned: names whose numbers are to stay.
 
     Raises:
         BadInput: the batches hold no sample, or labels or captions are asked for and missing.
@@ -133,8 +151,8 @@ def open_training_data(
         (space or config.transform).noise_space,
         with_slope=config.sampling.soft_floors,
     )
-    sources, source_names = found.sources.finish()
-    labels, label_names = found.label_numbers()
+    sources, source_names = found.sources.finish(pinned.source_names)
+    labels, label_names = found.label_numbers(pinned.label_names)
     return TrainingData(
         packs=packs,
         sample_rows=rows,
@@ -205,7 +223,9 @@ class _Samples:
             _require_captions(part)
             self.captions.add(part["caption"])
 
-    def label_numbers(self) -> tuple[NDArray[np.unsignedinteger] | None, tuple[str, ...]]:
+    def label_numbers(
+        self, pinned: Sequence[str]
+    ) -> tuple[NDArray[np.unsignedinteger] | None, tuple[str, ...]]:
         if self._kind != "label":
             return None, ()
         if self._labels.num_missing:
@@ -213,7 +233,7 @@ class _Samples:
                 f"{self._labels.num_missing} of {len(self.rows)} samples have no label: ingest "
                 "with labels, or train without `condition`"
             )
-        return self._labels.finish()
+        return self._labels.finish(pinned)
 
 
 def _require_captions(part: pa.Table) -> None:

@@ -203,6 +203,12 @@ class TrainConfig(Frozen):
         return {**values, "prior": usual_prior(stated)}
 
     @model_validator(mode="after")
+    def _batches_are_distinct(self) -> TrainConfig:
+        if len(set(self.batches)) < len(self.batches):
+            raise ValueError(f"batches must be distinct, got {', '.join(self.batches)}")
+        return self
+
+    @model_validator(mode="after")
     def _network_fits_images(self) -> TrainConfig:
         # With latents the autoencoder decides, and the network says so when it is built.
         if self.latents is None and self.init_from is None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    broadcast_object_list,
+    gather_object,
+)
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -152,6 +156,27 @@ def of_main(value: Value, accelerator: Accelerator) -> Value:
         return value
     found: Value = broadcast_object_list([value])[0]
     return found
+
+
+def require_same(fingerprint: Callable[[], str], accelerator: Accelerator) -> None:
+    """Check that all processes opened the same data. Every process has to call it.
+
+    Args:
+        fingerprint: computes the data's; asked for only where there are several processes.
+        accelerator: the processes.
+
+    Raises:
+        BadInput: in every process, if one of them opened other data.
+    """
+    if accelerator.num_processes == 1:
+        return
+    found = gather_object([fingerprint()])
+    odd = [rank for rank, other in enumerate(found) if other != found[0]]
+    if odd:
+        raise BadInput(
+            f"process {odd[0]} opened other samples or levels than process 0: something was taken "
+            "down meanwhile, or the root is not the same folder everywhere; start again"
+        )
 
 
 def whole(tensor: Tensor) -> Tensor:

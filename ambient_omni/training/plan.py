@@ -14,13 +14,13 @@ from ambient_omni.config import resolved
 from ambient_omni.data.batches import BatchMaker
 from ambient_omni.data.drawing import skew_lines
 from ambient_omni.data.loaders import make_loader
-from ambient_omni.data.training_data import TrainingData, open_training_data
+from ambient_omni.data.training_data import TrainingData
 from ambient_omni.models.networks import num_parameters
 from ambient_omni.noise.usable import Levels, Usable, effective_samples_per_group
 from ambient_omni.training import distribution
 from ambient_omni.training.config import TrainConfig
 from ambient_omni.training.engine import Engine
-from ambient_omni.training.models import new_model, space_of
+from ambient_omni.training.opening import open_run
 from ambient_omni.training.run_record import RunRecord
 from schemas.root import Root
 
@@ -42,10 +42,8 @@ def describe(root: Root, config: TrainConfig) -> str:
         AmbientOmniError: for whatever would stop the run before its first step.
     """
     run = RunRecord.of(root, config)
-    config = run.config
-    data = open_training_data(root, config, run.versions, space_of(config))
-    maker = BatchMaker(data, config, config.condition_dropout)
-    model = new_model(config, len(data.label_names), data.packs.sigma_data)
+    config, opened = run.config, open_run(run)
+    data, maker, model = opened.data, opened.batches, opened.model
     weights = num_parameters(model.denoiser)
     trained = sum(parameter.numel() for parameter in model.trainable().values())
     accelerator = distribution.make_accelerator(config)

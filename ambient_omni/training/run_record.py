@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from ambient_omni.code_version import code_version
-from ambient_omni.data.training_data import READ_TABLES, held_out
+from ambient_omni.data.training_data import READ_TABLES, Pinned, held_out
 from ambient_omni.training.config import TrainConfig
 from ambient_omni.training.models import frozen_weights, settled, space_of
 from schemas.errors import AnnotationMissing, BadInput
@@ -33,7 +33,7 @@ class RunRecord:
     versions: dict[str, int]
     noise_space: str
     frozen_weights: dict[str, str]
-    pinned_sigma_data: float | None = None
+    pinned: Pinned = field(default_factory=Pinned)
 
     @classmethod
     def of(cls, root: Root, config: TrainConfig) -> RunRecord:
@@ -45,6 +45,7 @@ class RunRecord:
 
         Raises:
             AnnotationMissing: the policy was never applied to one of the batches.
+            BadInput: there is no such batch, or what the run began with cannot be read.
         """
         config = settled(config)
         versions = root.tables.versions(READ_TABLES)
@@ -62,10 +63,8 @@ class RunRecord:
         run = cls(root, config, canonical_hash(inputs), versions, space, frozen)
         if not (run.folder / _CONFIG_FILE).exists():
             return run
-        begun = json.loads((run.folder / _CONFIG_FILE).read_text())
-        return replace(
-            run, versions=begun["table_versions"], pinned_sigma_data=begun.get("sigma_data")
-        )
+        versions, pinned = _read_begun(run.folder / _CONFIG_FILE)
+        return replace(run, versions=versions, pinned=pinned)
 
     @property
     def folder(self) -> Path:
@@ -96,9 +95,9 @@ class RunRecord:
             "code_version": code_version(),
         }
 
-    def begin(self, sigma_data: float) -> None:
-        """Write the run's config and parents, and the deviation of its data."""
-        write_json(self.folder / _CONFIG_FILE, {**self.parents, "sigma_data": sigma_data})
+    def begin(self, pinned: Pinned) -> None:
+        """Write the run's config and parents, and what it keeps of its data."""
+        write_json(self.folder / _CONFIG_FILE, {**self.parents, **asdict(pinned)})
 
     def row(self) -> dict[str, Any] | None:
         """Return the run's row of training_runs, or None."""
@@ -178,9 +177,29 @@ def find_run(root: Root, run_id: str) -> dict[str, Any]:
     return found
 
 
-def _slices(root: Root, config: TrainConfig) -> dict[str, list[str | None]]:
+def _read_begun(file: Path) -> tuple[dict[str, int], Pinned]:
+    """Return the table versions that a run pinned, and what else it keeps of its data."""
+    try:
+        begun = json.loads(file.read_text())
+        pinned = Pinned(
+            begun.get("sigma_data"),
+            tuple(begun.get("label_names", ())),
+            tuple(begun.get("source_names", ())),
+        )
+        return dict(begun["table_versions"]), pinned
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(
+            f"{file} is damaged ({error!r}): restore it, or remove {file.parent} to begin anew"
+        ) from error
+
+
+def _slices(root: Root, config: TrainConfig) -> dict[str, list[str]]:
     slices = {}
     for batch in config.batches:
+        samples = root.tables.fingerprint("samples", {"ingest_batch": batch})
+        if samples is None:
+            known = root.tables.read("ingest_batches", ["ingest_batch"])["ingest_batch"].to_pylist()
+            raise BadInput(f"there is no batch {batch}: there are {', '.join(known) or 'none yet'}")
         policy = {"policy_id": config.policy_id, "ingest_batch": batch}
         levels = root.tables.fingerprint("noise_annotations", policy)
         if levels is None:
@@ -188,7 +207,6 @@ def _slices(root: Root, config: TrainConfig) -> dict[str, list[str | None]]:
                 f"policy {config.policy_id} was never applied to batch {batch}: run the annotate "
                 "job on it"
             )
-        samples = root.tables.fingerprint("samples", {"ingest_batch": batch})
         slices[batch] = [samples, levels]
     return slices
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from dataclasses import replace
 from typing import Any
 
 from accelerate import Accelerator
 
-from ambient_omni.data.batches import Batch, BatchMaker
+from ambient_omni.data.batches import Batch
 from ambient_omni.data.loaders import make_loader
-from ambient_omni.data.training_data import (
-    open_training_data,
-    read_reference_images,
-)
+from ambient_omni.data.training_data import Pinned
 from ambient_omni.evaluation import keep_heldout
-from ambient_omni.generation.sampling import Sampler
 from ambient_omni.interrupts import StopRequest
 from ambient_omni.progress import progress
 from ambient_omni.training import checkpoints, distribution
@@ -23,7 +20,7 @@ from ambient_omni.training.audit import Audit, Audited
 from ambient_omni.training.config import TrainConfig
 from ambient_omni.training.engine import Engine
 from ambient_omni.training.evaluating import Evaluator
-from ambient_omni.training.models import new_model, space_of
+from ambient_omni.training.opening import open_run
 from ambient_omni.training.reporting import Reporter
 from ambient_omni.training.run_record import RunRecord
 from ambient_omni.training.saving import Progress, Saver
@@ -63,6 +60,8 @@ def train(root: Root, config: TrainConfig, *, show: bool = True) -> str:
     if run.is_finished():
         return run.run_id
     accelerator = distribution.make_accelerator(config, run.folder)
+    # A commit between two processes' starts must not give them different tables.
+    run = replace(run, versions=distribution.of_main(run.versions, accelerator))
     main = accelerator.is_main_process
     lock = root.lock("train", run.run_id) if main else contextlib.nullcontext()
     with lock:
@@ -84,33 +83,24 @@ class Trainer:
         config = self._config = run.config
         self._run, self._accelerator, self._show = run, accelerator, show
         self._positions = distribution.share(config.batch_size, accelerator)
-        self._data = data = open_training_data(run.root, config, run.versions, space_of(config))
-        self._batches = BatchMaker(data, config, config.condition_dropout)
-        images = read_reference_images(
-            run.root,
-            config.held_out.reference_set,
-            space_of(config),
-            run.versions,
-            config.held_out.max_images,
+        opened = open_run(run)
+        distribution.require_same(opened.fingerprint, accelerator)
+        self._data, self._batches = opened.data, opened.batches
+        data, model = opened.data, opened.model
+        self._pinned = Pinned(
+            model.parameterisation.sigma_data, data.label_names, data.source_names
         )
-        # Packs that were made anew on another machine differ in the last digits.
-        sigma_data = run.pinned_sigma_data or data.packs.sigma_data
-        model = new_model(config, len(data.label_names), sigma_data)
-        self._sigma_data = model.parameterisation.sigma_data
-        # Samples that cannot be drawn are refused now, not when the run has trained.
-        config.require_guidable(config.samples)
-        Sampler(model, config.samples, space_of(config).x0_shape, data.label_names, config.prior)
         self._audit = Audit(Audited.of(data, config.kappa, soft=config.sampling.soft_floors))
         self._audit_report: dict[str, Any] = {}
         self._engine = Engine(model, config, accelerator)
         parents = {
             **run.parents,
             "label_names": list(data.label_names),
-            "sigma_data": self._sigma_data,
+            "sigma_data": self._pinned.sigma_data,
         }
         self._saver = Saver(run, accelerator, parents)
         self._reporter = Reporter(run, accelerator)
-        self._evaluator = Evaluator(run, accelerator, images, data.label_names)
+        self._evaluator = Evaluator(run, accelerator, opened.images, data.label_names)
         self._done = Progress()
 
     def fit(self) -> None:
@@ -176,7 +166,7 @@ class Trainer:
     def _begin(self) -> None:
         self._done = self._saver.resume(self._engine, self._audit, self._reporter)
         if self._accelerator.is_main_process:
-            self._run.begin(self._sigma_data)
+            self._run.begin(self._pinned)
             self._run.forget_metrics_after(self._done.step)
             distribution.start_trackers(
                 self._accelerator, self._config, self._run.run_id, self._run.folder

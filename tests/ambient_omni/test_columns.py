@@ -1,5 +1,6 @@
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ambient_omni.data import columns
@@ -53,6 +54,29 @@ def test_codes_name_texts_by_their_sorted_number_and_count_what_is_missing():
     assert codes.dtype == np.uint8
     assert [names[code] for code in codes[[0, 1, 3, 4, 5, 6]]] == ["b", "c", "a", "b", "c", "a"]
     assert column.num_missing == 1
+
+
+def test_only_what_rows_hold_has_a_number_unless_it_is_pinned():
+    pictured = pa.array(["b", "gone", "a", "b"]).dictionary_encode()
+    kept = pictured.filter(pa.array([True, False, True, True]))
+    assert kept.dictionary.to_pylist() == ["b", "gone", "a"]
+    for pinned, names in (((), ("a", "b")), (("a", "gone", "b"), ("a", "gone", "b"))):
+        column = CodeColumn()
+        column.add(pa.chunked_array([kept]))
+        codes, found = column.finish(pinned)
+        assert found == names
+        assert [names[code] for code in codes] == ["b", "a", "b"]
+
+
+def test_columns_that_a_table_gained_later_are_null_in_its_older_files(trainable):
+    part = {"ingest_batch": "pool"}
+    table = trainable.tables.open("samples")
+    file = next(path for path in table.file_uris(part))
+    whole = pq.read_table(file)
+    pq.write_table(whole.drop_columns(["caption"]), file)
+    found = pa.concat_tables(RowOrder(table, part).parts(["caption", "sample_id"], ["caption"]))
+    assert found["caption"].null_count == found.num_rows == 20
+    assert found["sample_id"].equals(whole.sort_by("sample_row")["sample_id"])
 
 
 def test_texts_come_back_from_their_files(tmp_path):

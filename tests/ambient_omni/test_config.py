@@ -23,7 +23,7 @@ def test_a_config_needs_a_policy_and_batches_and_the_rest_has_defaults(tmp_path)
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("policy_id: p\nbatches: [b]\nbatchsize: 3\n", "batchsize: Extra inputs"),
+        ("policy_id: p\nbatches: [b]\nbatchsize: 3\n", "batchsize: there is no such setting"),
         ("policy_id: p\nbatches: []\n", "batches: Tuple should have at least 1 item"),
         ("batches: [b]\n", "policy_id: Field required"),
         ("policy_id: p\nbatches: [b]\noptimizer: {learning_rate: -1}\n", "optimizer.learning_rate"),

@@ -1,17 +1,21 @@
 """What a run is given that it cannot use: it says so, and trains on nothing that it must not."""
 
 import json
+import os
+import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ambient_omni.noise.eligibility import NoEligibleSample
 from ambient_omni.noise.usable import kappa
-from ambient_omni.training import checkpoints
+from ambient_omni.training import checkpoints, distribution
 from ambient_omni.training.plan import describe
 from ambient_omni.training.run_record import RunRecord
-from ambient_omni.training.trainer import train
-from schemas.errors import CheckpointRefused
+from ambient_omni.training.trainer import Trainer, TrainingStopped, train
+from schemas.errors import BadInput, CheckpointRefused, NotEnoughReferences, TableMissing
+from schemas.registry import contract
 
 
 def rows_of(root, batch):
@@ -110,3 +114,139 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(trainable, config):
     RunRecord.of(trainable, donor).checkpoints.rename(run.checkpoints)
     with pytest.raises(CheckpointRefused, match="was made with run_id"):
         train(trainable, wanted, show=False)
+
+
+LABELS = {"condition": {"kind": "label", "dropout": 0.0}}
+
+
+def rewrite(root, **columns):
+    """Write the samples again; a column's values come from (batch, position)."""
+    for batch in ("ref", "pool"):
+        rows = root.tables.read("samples", where={"ingest_batch": batch}).to_pylist()
+        for name, value_of in columns.items():
+            for number, row in enumerate(rows):
+                row[name] = value_of(batch, number)
+        table, part = contract("samples").table(rows), {"ingest_batch": batch}
+        inputs = {name: [row[name] for row in rows] for name in columns}
+        root.tables.commit("samples", table, slice=part, inputs=inputs, job="tests")
+
+
+def take_down(root, column, value):
+    found = root.tables.read("samples", ["sample_id"], {column: value})["sample_id"].to_pylist()
+    rows = [{"sample_id": name, "excluded_at": 0, "why": "asked"} for name in found]
+    root.tables.upsert("exclusions", contract("exclusions").table(rows), job="tests")
+
+
+def stop_at(monkeypatch, root, config, step):
+    """Train up to a step, as Ctrl-C ends it; return the run's record."""
+    ordinary = Trainer._step
+
+    def stepped(self, batch):
+        ordinary(self, batch)
+        if self._done.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", stepped)
+        with pytest.raises(TrainingStopped):
+            train(root, config, show=False)
+    return RunRecord.of(root, config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"held_out": {"reference_set": "nobody"}}, NotEnoughReferences, "'nobody' is empty"),
+        ({"samples": {"guidance": 2.0}}, BadInput, "guidance"),
+        ({"samples": {"labels": ["cat"]}}, BadInput, "labels"),
+        ({"samples": {"prompts": ["a cat"]}}, BadInput, "prompts"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would_refuse(trainable, config, changes, error, said):
+    for attempt in (lambda c: describe(trainable, c), lambda c: train(trainable, c, show=False)):
+        with pytest.raises(error, match=said):
+            attempt(config(**changes))
+    assert not list(trainable.runs.glob("*/checkpoints"))
+
+
+@pytest.mark.parametrize("held_out_label", [None, "dog"])
+def test_held_out_images_that_the_denoiser_cannot_be_told_of_are_refused_before_training(
+    trainable, config, held_out_label
+):
+    def label_of(batch, number):
+        return held_out_label if batch == "ref" and number < 4 else "cat"
+
+    rewrite(trainable, label=label_of)
+    said = f"4 images of the set 'validation' have no label.*first: {held_out_label!r}"
+    for attempt in (lambda c: describe(trainable, c), lambda c: train(trainable, c, show=False)):
+        with pytest.raises(BadInput, match=said):
+            attempt(config(**LABELS))
+
+
+def test_classes_keep_their_numbers_when_all_of_one_are_taken_down(trainable, config, monkeypatch):
+    # Held-out images are dogs, so that cats and birds can go.
+    rewrite(
+        trainable,
+        label=lambda batch, number: (
+            "dog" if batch == "ref" and number < 4 else ("cat", "dog", "bird")[number % 3]
+        ),
+    )
+    wanted = config(**LABELS, sampling={"class_balance": "uniform"})
+    before = stop_at(monkeypatch, trainable, wanted, 6)
+    take_down(trainable, "label", "bird")
+    run = RunRecord.of(trainable, wanted)
+    assert run.run_id == before.run_id
+    assert run.pinned.label_names == ("bird", "cat", "dog")
+    assert train(trainable, wanted, show=False) == run.run_id
+    audit = json.loads(row_of(trainable, run.run_id)["audit"])
+    assert audit["draws"] == 96
+    # Those of the first six steps alone.
+    assert 0 < audit["per_label"]["bird"]["draws"] < 48
+    assert audit["per_label"]["bird"]["samples"] == 0
+    found = checkpoints.load(checkpoints.steps(run.checkpoints)[0])
+    assert found.parents["label_names"] == ["bird", "cat", "dog"]
+
+
+def test_a_source_whose_weight_is_set_may_be_taken_down(trainable, config, monkeypatch):
+    rewrite(trainable, source=lambda _, number: "abc"[number % 3])
+    wanted = config(sampling={"source_weights": {"b": 3.0}})
+    run = stop_at(monkeypatch, trainable, wanted, 6)
+    take_down(trainable, "source", "b")
+    assert train(trainable, wanted, show=False) == run.run_id
+    audit = json.loads(row_of(trainable, run.run_id)["audit"])
+    assert 0 < audit["per_source"]["b"]["draws"] < 48
+
+
+def test_a_file_of_a_table_that_is_gone_or_damaged_is_named(trainable, config):
+    file = next(trainable.tables.table_path("noise_annotations").rglob("*.parquet"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    said = f"noise_annotations version 1 cannot be read, .*{file.name} is gone or damaged"
+    with pytest.raises(TableMissing, match=said):
+        train(trainable, config(), show=False)
+    file.unlink()
+    with pytest.raises(TableMissing, match=said):
+        train(trainable, config(), show=False)
+
+
+def test_a_run_whose_record_is_damaged_says_so(trainable, config, monkeypatch):
+    run = stop_at(monkeypatch, trainable, config(), 2)
+    file = run.folder / "config.json"
+    file.write_text(file.read_text()[:40])
+    with pytest.raises(BadInput, match=r"config\.json is damaged .*begin anew"):
+        train(trainable, config(), show=False)
+
+
+def test_batches_that_are_unknown_or_named_twice_are_refused(trainable, config):
+    with pytest.raises(BadInput, match="no batch pol: there are pool, ref"):
+        train(trainable, config(batches=("ref", "pol")), show=False)
+    with pytest.raises(ValueError, match="must be distinct, got ref, pool, pool"):
+        config(batches=("ref", "pool", "pool"))
+
+
+def test_processes_that_opened_other_data_are_all_told(monkeypatch):
+    monkeypatch.setattr(distribution, "gather_object", lambda mine: ["a", *mine])
+    two = SimpleNamespace(num_processes=2)
+    distribution.require_same(lambda: "a", two)
+    with pytest.raises(BadInput, match="process 1 opened other samples"):
+        distribution.require_same(lambda: "b", two)
