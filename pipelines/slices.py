@@ -62,7 +62,7 @@ class _Attempt(Generic[Task]):
 
     def __call__(self, task: Task) -> _Done:
         writers = {
-            name: SliceWriter(w.table_path, w.name, w.slice, w.commit_id)
+            name: SliceWriter(w.store, w.name, w.slice, w.commit_id)
             for name, w in self.blank.items()
         }
         try:

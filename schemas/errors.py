@@ -19,6 +19,10 @@ class TableMissing(AmbientOmniError):
     """A table, a version or a slice is needed and not there."""
 
 
+class TableDamaged(AmbientOmniError):
+    """Files of a table are gone, cut or half written; the message names them."""
+
+
 class AnnotationMissing(AmbientOmniError):
     """A sample has no annotation. Absence is never read as clean."""
 

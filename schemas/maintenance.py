@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from deltalake import CommitProperties
 
 from schemas.registry import all_contracts, contract
@@ -60,11 +59,13 @@ def remove_rows(tables: Tables, name: str, sample_rows: Sequence[int]) -> Upkeep
         CommitConflict: others kept committing.
     """
     gone = pa.array(sorted(sample_rows), pa.int64())
-    path = tables.table_path(name)
+    store = tables.store(name)
 
     def concerned(files: Sequence[str]) -> bool:
         return any(
-            pc.any(pc.is_in(_column(path / file, "sample_row"), value_set=gone)).as_py()
+            pc.any(
+                pc.is_in(store.columns(file, ["sample_row"])["sample_row"], value_set=gone)
+            ).as_py()
             for file in files
         )
 
@@ -83,13 +84,10 @@ def change_rows(
         TableMissing: there is no such table yet.
         CommitConflict: others kept committing.
     """
-    path = tables.table_path(name)
+    store = tables.store(name)
 
     def has_some(files: Sequence[str]) -> bool:
-        return any(
-            pc.any(pc.is_in(_column(path / file, column), value_set=concerned)).as_py()
-            for file in files
-        )
+        return any(_has_any(store.columns(file, [column])[column], concerned) for file in files)
 
     return _rewrite(tables, name, change, has_some)
 
@@ -158,13 +156,13 @@ def _rewrite(
 def _write_anew(
     tables: Tables, name: str, slice_: Mapping[str, str], files: Sequence[str], keep: Keep
 ) -> tuple[list[WrittenFile], int]:
-    commit_id, path = uuid.uuid4().hex[:16], tables.table_path(name)
+    commit_id, store = uuid.uuid4().hex[:16], tables.store(name)
     stored = contract(name).stored_schema
     done: list[WrittenFile] = []
     writer, held, lost = tables.writer(name, slice_, commit_id), 0, 0
     try:
         for file in files:
-            with pq.ParquetFile(path / file) as opened:
+            with store.parquet(file) as opened:
                 for batch in opened.iter_batches(_ROWS_AT_ONCE):
                     rows = _with_all_columns(pa.Table.from_batches([batch]), stored)
                     kept = keep(rows)
@@ -201,5 +199,5 @@ def _swap(
     return tables.replace_files(name, slice_, old, new, properties)
 
 
-def _column(file: object, column: str) -> pa.ChunkedArray:
-    return pq.read_table(file, columns=[column], partitioning=None)[column]
+def _has_any(values: pa.ChunkedArray, wanted: pa.Array) -> bool:
+    return bool(pc.any(pc.is_in(values, value_set=wanted)).as_py())

@@ -1,20 +1,28 @@
-"""A root: one folder that holds the tables, shards, packs and runs of one project."""
+"""A root: one folder that holds the tables, shards, packs and runs of one project.
+
+Its tables may lie on an object store instead; `root.json` names the place then.
+"""
 
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from schemas.errors import BadInput, JobAlreadyRunning, RootVersionMismatch
 from schemas.migrations import MIGRATIONS, ROOT_VERSION
+from schemas.store import Store, one_line
 from schemas.tables import Tables
 
 ROOT_FILE = "root.json"
+# A path made of an address has lost one of its slashes.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+]+:/")
 SAFE_NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
 
 
@@ -28,22 +36,32 @@ class Root:
         self.path = path
 
     @classmethod
-    def create(cls, path: str | Path) -> "Root":
+    def create(cls, path: str | Path, *, tables: str | None = None) -> "Root":
         """Open the root at `path`, making it first in an absent or empty folder.
 
+        Args:
+            path: the folder.
+            tables: `s3://bucket/prefix` of the tables, where they do not lie in the folder. What
+                stands there already is joined.
+
         Raises:
-            BadInput: the folder holds other things, or is an object-store URL.
+            BadInput: the folder holds other things or a root with tables elsewhere, or an
+                address cannot be used.
             RootVersionMismatch: the root was written under another schema version.
         """
         where = _local(path)
+        place = None if tables is None else Store.of(tables)
         if not (where / ROOT_FILE).exists():
             if where.exists() and (not where.is_dir() or any(map(_is_foreign, where.iterdir()))):
                 raise BadInput(
                     f"{where} is not empty and is no root; give --root a new or an empty folder"
                 )
             where.mkdir(parents=True, exist_ok=True)
-            write_json(where / ROOT_FILE, {"schema_version": ROOT_VERSION})
-        return cls.open(where)
+            _begin(where, place)
+        root = cls.open(where)
+        if place is not None and root.tables.place != place:
+            raise BadInput(f"the tables of {where} lie at {root.tables.place.location} already")
+        return root
 
     @classmethod
     def open(cls, path: str | Path) -> "Root":
@@ -97,7 +115,7 @@ class Root:
     @cached_property
     def tables(self) -> Tables:
         """The one door to the tables."""
-        return Tables(self.path / "tables", self.path / "locks")
+        return Tables(_tables_of(self.path), self.path / "locks")
 
     @contextmanager
     def lock(self, job: str, batch: str) -> Iterator[None]:
@@ -127,16 +145,19 @@ class Root:
 def read_root_version(path: Path) -> int:
     """Return the schema version that the root at `path` was written under.
 
+    It stands where the tables lie, so that all who share them see it change.
+
     Raises:
         BadInput: there is no readable root.
     """
-    file = path / ROOT_FILE
-    if not file.exists():
+    if not (path / ROOT_FILE).exists():
         raise BadInput(f"{path} is no root (no {ROOT_FILE}); make one with `ambient-omni run`")
+    tables = _tables_of(path)
+    facts = _facts(path / ROOT_FILE) if tables.is_local else _facts_of(tables)
     try:
-        return int(json.loads(file.read_text())["schema_version"])
+        return int(facts["schema_version"])
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{file} is damaged ({error}); restore it from a backup") from error
+        raise _damaged(path / ROOT_FILE, error) from error
 
 
 def migrate(path: str | Path) -> list[int]:
@@ -150,9 +171,10 @@ def migrate(path: str | Path) -> list[int]:
     while version != ROOT_VERSION:
         if version not in MIGRATIONS:
             raise RootVersionMismatch(_mismatch(where, version))
-        MIGRATIONS[version](where)
+        tables = _tables_of(where)
+        MIGRATIONS[version](tables)
         version += 1
-        write_json(where / ROOT_FILE, {"schema_version": version})
+        _note_version(where, tables, version)
         passed.append(version)
     return passed
 
@@ -168,14 +190,63 @@ def write_json(path: Path, value: object) -> None:
     aside.replace(path)
 
 
+def _begin(where: Path, place: Store | None) -> None:
+    if place is None or place.is_local:
+        write_json(where / ROOT_FILE, {"schema_version": ROOT_VERSION})
+        return
+    if not place.has(ROOT_FILE):
+        _note_version(where, place, ROOT_VERSION)
+    write_json(where / ROOT_FILE, {"tables": place.location})
+
+
+def _tables_of(where: Path) -> Store:
+    file = where / ROOT_FILE
+    location = _facts(file).get("tables") if file.exists() else None
+    return Store.of(where / "tables" if location is None else location)
+
+
+def _note_version(where: Path, tables: Store, version: int) -> None:
+    if tables.is_local:
+        write_json(where / ROOT_FILE, {"schema_version": version})
+    else:
+        tables.write_text(ROOT_FILE, json.dumps({"schema_version": version}))
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    return _parsed(file, file.read_text())
+
+
+def _facts_of(tables: Store) -> dict[str, Any]:
+    try:
+        return _parsed(f"{tables.location}/{ROOT_FILE}", tables.read_text(ROOT_FILE))
+    except OSError as error:
+        raise BadInput(
+            f"{tables.location} cannot be read ({one_line(error)}); check AWS_* variables"
+        ) from error
+
+
+def _parsed(file: str | Path, text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: str | Path, error: Exception) -> BadInput:
+    return BadInput(f"{file} is damaged ({error}); restore it from a backup")
+
+
 def _is_foreign(path: Path) -> bool:
     # A process killed while it made a root leaves the file that it had not renamed yet.
     return not path.name.startswith(f".{ROOT_FILE}.")
 
 
 def _local(path: str | Path) -> Path:
-    if "://" in str(path):
-        raise BadInput(f"{path}: a root on an object store is not supported yet; name a folder")
+    if _ADDRESS.match(str(path)):
+        raise BadInput(
+            f"{path}: a root is a folder, but its tables may lie on an object store: "
+            "`python -m schemas create --root DIR --tables s3://bucket/prefix`"
+        )
     return Path(path).expanduser().absolute()
 
 

@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from schemas.contract import Contract
 from schemas.errors import ContractViolation
 from schemas.registry import contract
+from schemas.store import Store
 
 MAX_STATISTICS_TEXT = 32  # characters; longer bounds are cut, outwards
 ROWS_PER_GROUP = 131_072
@@ -39,12 +39,13 @@ class SliceWriter:
     `commit_id` stands in the file name, so that the files of a failed job can be found.
     """
 
-    table_path: Path
+    store: Store  # of the table
     name: str
     slice: Mapping[str, str]
     commit_id: str
     _writer: pq.ParquetWriter | None = field(default=None, repr=False)
-    _file: Path | None = field(default=None, repr=False)
+    _file: str = field(default="", repr=False)
+    _footers: list[pq.FileMetaData] = field(default_factory=list, repr=False)
 
     @property
     def contract(self) -> Contract:
@@ -72,17 +73,15 @@ class SliceWriter:
 
     def close(self) -> list[WrittenFile]:
         """Finish the file and return its facts; an empty list if nothing was written."""
-        if self._writer is None or self._file is None:
+        if self._writer is None:
             return []
         self._writer.close()
         self._writer = None
-        with pq.ParquetFile(self._file) as parquet:
-            metadata = parquet.metadata
-        stat = self._file.stat()
+        metadata = self._footers.pop()
         return [
             WrittenFile(
-                path=str(self._file.relative_to(self.table_path)),
-                size=stat.st_size,
+                path=self._file,
+                size=self.store.size(self._file),
                 modified_ms=int(time.time() * 1000),
                 num_rows=metadata.num_rows,
                 statistics=json.dumps(delta_statistics(metadata, self.contract.stored_schema)),
@@ -94,16 +93,23 @@ class SliceWriter:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-        if self._file is not None:
-            self._file.unlink(missing_ok=True)
+        if self._file:
+            self.store.remove(self._file)
 
     def _open(self) -> None:
         keys = self.contract.partition_by
-        folder = self.table_path.joinpath(*(f"{key}={self.slice[key]}" for key in keys))
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = folder / f"part-{self.commit_id}-{uuid.uuid4().hex[:12]}.parquet"
+        folder = "".join(f"{key}={self.slice[key]}/" for key in keys)
+        self._file = f"{folder}part-{self.commit_id}-{uuid.uuid4().hex[:12]}.parquet"
+        path, filesystem = self.store.full(self._file), self.store.filesystem
+        if self.store.is_local:
+            filesystem.create_dir(path.rpartition("/")[0], recursive=True)
         self._writer = pq.ParquetWriter(
-            self._file, self.contract.stored_schema, compression="zstd", compression_level=3
+            path,
+            self.contract.stored_schema,
+            filesystem=filesystem,
+            compression="zstd",
+            compression_level=3,
+            metadata_collector=self._footers,
         )
 
 

@@ -6,7 +6,6 @@ makes a replay a no-op. Nothing else writes a table.
 """
 
 import contextlib
-import json
 import random
 import time
 import urllib.parse
@@ -17,25 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
 from filelock import FileLock
 
 from schemas.contract import Contract
-from schemas.errors import CommitConflict, ContractViolation, TableMissing
+from schemas.errors import BadInput, CommitConflict, ContractViolation, TableMissing
 from schemas.ids import canonical_hash
 from schemas.registry import contract
 from schemas.slice_writer import SliceWriter, WrittenFile
+from schemas.snapshot import Snapshot, Where, key_order, live_paths, slice_paths
+from schemas.store import Store, one_line
+from schemas.take_downs import TakeDowns
 
 NUM_COMMIT_TRIES = 20
 # 15 hex digits are 60 bits: a Delta transaction version is a signed 64-bit integer.
 FINGERPRINT_LENGTH = 15
 
-Where = Mapping[str, Any]
+__all__ = ["Commit", "Snapshot", "Tables", "Where", "fingerprint_of", "slice_paths"]
 
 
 @dataclass(frozen=True)
@@ -47,101 +46,28 @@ class Commit:
     unchanged: int
 
 
-class Snapshot:
-    """One table at one version. Rows of excluded samples are left out by every read."""
-
-    def __init__(self, tables: "Tables", wanted: Contract, delta: DeltaTable) -> None:
-        self._tables = tables
-        self._delta = delta
-        self.contract = wanted
-
-    @property
-    def version(self) -> int:
-        """The version that is read, whatever is committed meanwhile."""
-        return int(self._delta.version())
-
-    def read(
-        self,
-        columns: Sequence[str] | None = None,
-        where: Where | None = None,
-        *,
-        exclude: bool = True,
-    ) -> pa.Table:
-        """Read rows, in the order of their key.
-
-        Args:
-            columns: names to return; all by default.
-            where: column to a value, or to a list of values; joined by `and`.
-            exclude: leave out samples that were taken down (only the take-down itself sets False).
-
-        Returns:
-            A table of the contract's types.
-        """
-        names = list(columns) if columns is not None else self.contract.names
-        rule = _expression(self.contract, where)
-        if exclude:
-            rule = _and(rule, self._exclusion_rule())
-        wanted = [*dict.fromkeys([*names, *self.contract.key])]
-        table = self._dataset(where).to_table(columns=wanted, filter=rule)
-        schema = pa.schema([self.contract.arrow_schema.field(n) for n in wanted])
-        table = table.cast(schema)
-        return table.sort_by(_order(self.contract)).select(names)
-
-    def file_uris(self, where: Where | None = None) -> list[str]:
-        """Return absolute paths of the data files of the partitions named by `where`."""
-        filters = [
-            (k, "in", [*v]) if _is_list(v) else (k, "=", v) for k, v in (where or {}).items()
-        ]
-        return [_plain_path(uri) for uri in self._delta.file_uris(filters or None)]
-
-    @property
-    def delta(self) -> DeltaTable:
-        """The Delta table at this version, for upkeep (`schemas.maintenance`)."""
-        return self._delta
-
-    def excluded_sample_rows(self) -> frozenset[int]:
-        """Return the sample rows that were taken down, for readers that go past `read`."""
-        return self._tables.excluded_sample_rows
-
-    def _dataset(self, where: Where | None) -> ds.Dataset:
-        # Not delta-rs's own dataset: its guarantees from file statistics make pyarrow's `is_in`
-        # wrong where a bound is unknown. Parquet footers prune row groups just as well.
-        parts = {k: v for k, v in (where or {}).items() if k in self.contract.partition_by}
-        hive = pa.schema([self.contract.arrow_schema.field(k) for k in self.contract.partition_by])
-        return ds.dataset(
-            self.file_uris(parts),
-            schema=self.contract.arrow_schema,
-            format="parquet",
-            partitioning=ds.partitioning(hive, flavor="hive"),
-            partition_base_dir=str(self._tables.table_path(self.contract.name)),
-        )
-
-    def _exclusion_rule(self) -> ds.Expression | None:
-        ids = self._tables.excluded_sample_ids if "sample_row" in self.contract.names else None
-        if not ids:
-            return None
-        if "sample_id" in self.contract.names:
-            gone = pa.array(sorted(ids))
-            rule = ~ds.field("sample_id").isin(gone)
-            # An attempt without bytes has no sample_id and stays visible.
-            return rule | ds.field("sample_id").is_null()
-        rows = pa.array(sorted(self._tables.excluded_sample_rows), type=pa.int64())
-        return ~ds.field("sample_row").isin(rows) if len(rows) else None
-
-
 class Tables:
     """All tables of one root."""
 
-    def __init__(self, path: Path, locks: Path) -> None:
-        self.path = path
+    def __init__(self, place: Store, locks: Path) -> None:
+        self.place = place
         self._locks = locks
-        # What was taken down, kept for as long as the versions that it was read from are newest.
-        self._excluded_ids: tuple[int, frozenset[str]] = (-1, frozenset())
-        self._excluded_rows: tuple[tuple[int, int], frozenset[int]] = ((-1, -1), frozenset())
+        self._take_downs = TakeDowns(place)
+
+    def store(self, name: str) -> Store:
+        """Where the table `name` lies; KeyError if no contract has that name."""
+        return self.place.child(contract(name).name)
 
     def table_path(self, name: str) -> Path:
-        """Folder of the table `name`; KeyError if no contract has that name."""
-        return self.path / contract(name).name
+        """Folder of the table `name`, in a root whose tables lie in a folder.
+
+        Raises:
+            BadInput: they lie on an object store.
+        """
+        store = self.store(name)
+        if not store.is_local:
+            raise BadInput(f"{store.location} is no folder; this needs tables in one")
+        return Path(store.location)
 
     def exists(self, name: str) -> bool:
         """Say whether the table was ever committed to."""
@@ -166,7 +92,7 @@ class Tables:
         delta = self._delta(name, version)
         if delta is None:
             raise TableMissing(f"there is no table {name} yet; run the job that writes it")
-        return Snapshot(self, contract(name), delta)
+        return Snapshot(contract(name), self.store(name), delta, self._take_downs)
 
     def read(
         self, name: str, columns: Sequence[str] | None = None, where: Where | None = None
@@ -185,7 +111,7 @@ class Tables:
         delta = self._delta(name)
         if delta is None:
             return None
-        found = delta.transaction_version(_slice_key(contract(name), slice))
+        found = delta.transaction_version(slice_key(contract(name), slice))
         return None if found is None else f"{found:0{FINGERPRINT_LENGTH}x}"
 
     def is_current(self, name: str, slice: Mapping[str, str], inputs: Mapping[str, Any]) -> bool:
@@ -194,8 +120,8 @@ class Tables:
 
     def writer(self, name: str, slice: Mapping[str, str], commit_id: str) -> SliceWriter:
         """Return a writer of one data file of a slice, for this process or for an executor."""
-        _slice_key(contract(name), slice)
-        return SliceWriter(self.table_path(name), name, dict(slice), commit_id)
+        slice_key(contract(name), slice)
+        return SliceWriter(self.store(name), name, dict(slice), commit_id)
 
     def commit(
         self,
@@ -222,7 +148,7 @@ class Tables:
             CommitConflict: others kept committing; nothing became visible.
         """
         wanted = contract(name)
-        key = _slice_key(wanted, slice)
+        key = slice_key(wanted, slice)
         if isinstance(data, pa.Table):
             data = self._write(name, data, slice)
         else:
@@ -242,7 +168,7 @@ class Tables:
         def attempt() -> Commit:
             delta = self._delta(name)
             if delta is not None and self.is_current(name, slice, inputs):
-                if data and _live_paths(delta).issuperset(file.path for file in data):
+                if data and live_paths(delta).issuperset(file.path for file in data):
                     # An earlier try landed although it was reported failed.
                     return Commit(int(delta.version()), num_rows, 0)
                 self._remove(name, data)
@@ -267,7 +193,7 @@ class Tables:
 
         def attempt() -> Commit:
             delta = self._delta(name)
-            old = wanted.empty() if delta is None else Snapshot(self, wanted, delta).read()
+            old = wanted.empty() if delta is None else self.open(name, int(delta.version())).read()
             merged = _merge(wanted, old, rows)
             if delta is not None and merged.equals(old):
                 return Commit(int(delta.version()), 0, rows.num_rows)
@@ -305,7 +231,7 @@ class Tables:
 
         def attempt() -> Commit:
             delta = self._delta(name)
-            if delta is None or not _live_paths(delta).issuperset(old):
+            if delta is None or not live_paths(delta).issuperset(old):
                 self._remove(name, new)
                 raise CommitConflict(f"{name}: {dict(slice)} changed meanwhile; run upkeep again")
             removes = [a for a in _removes(delta, slice) if a.path in set(old)]
@@ -318,75 +244,34 @@ class Tables:
 
     def discard(self, name: str, commit_id: str) -> int:
         """Remove the uncommitted files of a failed job; return how many there were."""
-        found = list(self.table_path(name).rglob(f"part-{commit_id}-*.parquet"))
-        for file in found:
-            file.unlink(missing_ok=True)
+        store, ours = self.store(name), f"part-{commit_id}-"
+        found = [path for path in store.names() if path.rpartition("/")[2].startswith(ours)]
+        for path in found:
+            store.remove(path)
         return len(found)
 
     @property
     def excluded_sample_ids(self) -> frozenset[str]:
         """Sample ids that were taken down, by whichever process."""
-        delta = self._delta("exclusions")
-        if delta is None:
-            return frozenset()
-        version = int(delta.version())
-        if self._excluded_ids[0] != version:
-            ids = Snapshot(self, contract("exclusions"), delta).read(["sample_id"])["sample_id"]
-            self._excluded_ids = (version, frozenset(ids.to_pylist()))
-        return self._excluded_ids[1]
+        return self._take_downs.sample_ids
 
     @property
     def excluded_sample_rows(self) -> frozenset[int]:
-        """Sample rows, in all batches, that are or ever were those of a sample taken down.
-
-        An image may leave its source, and so `samples`, while facts about its row still stand.
-        """
-        ids = self.excluded_sample_ids
-        samples = self._delta("samples") if ids else None
-        if samples is None:
-            return frozenset()
-        versions = (self._excluded_ids[0], int(samples.version()))
-        if self._excluded_rows[0] != versions:
-            self._excluded_rows = (versions, self._rows_ever_of(ids))
-        return self._excluded_rows[1]
+        """Sample rows, in all batches, that are or ever were those of a sample taken down."""
+        return self._take_downs.sample_rows
 
     def places_ever_of(self, sample_ids: frozenset[str]) -> pa.Table:
-        """Return shard, byte_offset and num_bytes of every place where samples ever lay.
-
-        A batch that grows gets new shards, and those of its earlier versions stay on disk.
-        """
-        return self._ever_of(sample_ids, ["shard", "byte_offset", "num_bytes"])
-
-    def _rows_ever_of(self, sample_ids: frozenset[str]) -> frozenset[int]:
-        found = self._ever_of(sample_ids, ["sample_row"])
-        return frozenset(found["sample_row"].to_pylist())
-
-    def _ever_of(self, sample_ids: frozenset[str], columns: Sequence[str]) -> pa.Table:
-        files = [path for path in self._ever_committed("samples") if path.exists()]
-        rule = ds.field("sample_id").isin(pa.array(sorted(sample_ids), pa.string()))
-        stored = ds.dataset(files, schema=contract("samples").stored_schema, format="parquet")
-        return stored.to_table(columns=list(columns), filter=rule)
-
-    def _ever_committed(self, name: str) -> list[Path]:
-        """Return the data files of all versions whose log entries are kept."""
-        path, delta = self.table_path(name), self._delta(name)
-        found = set() if delta is None else _live_paths(delta)
-        for entry in (path / "_delta_log").glob("*.json"):
-            for line in entry.read_text(encoding="utf-8").splitlines():
-                added = json.loads(line).get("add")
-                if added is not None:
-                    found.add(urllib.parse.unquote(added["path"]))
-        return sorted(path / file for file in found)
+        """Return shard, byte_offset and num_bytes of every place where samples ever lay."""
+        return self._take_downs.places_ever_of(sample_ids)
 
     def _delta(self, name: str, version: int | None = None) -> DeltaTable | None:
-        path = str(self.table_path(name))
-        if not DeltaTable.is_deltatable(path):
-            return None
         try:
-            return DeltaTable(path, version=version)
-        except DeltaError as error:
+            return self.store(name).delta(version)
+        except (DeltaError, OSError) as error:
             asked = "" if version is None else f" at version {version}"
-            raise TableMissing(f"table {name}{asked} cannot be opened: {error}") from error
+            raise TableMissing(
+                f"table {name}{asked} cannot be opened: {one_line(error)}"
+            ) from error
 
     def _write(self, name: str, rows: pa.Table, slice: Mapping[str, str]) -> list[WrittenFile]:
         writer = self.writer(name, slice, uuid.uuid4().hex[:16])
@@ -404,10 +289,10 @@ class Tables:
         log names is never touched.
         """
         delta = self._delta(name)
-        live = set() if delta is None else _live_paths(delta)
+        live = set() if delta is None else live_paths(delta)
         for file in files:
             if file.path not in live:
-                (self.table_path(name) / file.path).unlink(missing_ok=True)
+                self.store(name).remove(file.path)
 
     def _check_keys(
         self, wanted: Contract, files: Sequence[WrittenFile], slice: Mapping[str, str]
@@ -416,9 +301,8 @@ class Tables:
         if not files:
             return
         keys = [k for k in wanted.key if k not in slice]
-        path = self.table_path(wanted.name)
-        parts = [pq.read_table(path / f.path, columns=keys, partitioning=None) for f in files]
-        table = pa.concat_tables(parts)
+        store = self.store(wanted.name)
+        table = pa.concat_tables([store.columns(file.path, keys) for file in files])
         distinct = table.group_by(keys).aggregate([]).num_rows
         if distinct != table.num_rows:
             self._remove(wanted.name, files)
@@ -435,10 +319,10 @@ class Tables:
         properties: CommitProperties,
     ) -> int:
         schema, parts = Schema.from_arrow(wanted.arrow_schema), list(wanted.partition_by)
-        path = self.table_path(wanted.name)
+        location = self.store(wanted.name).location
         if delta is None:
             create_table_with_add_actions(
-                str(path),
+                location,
                 schema,
                 [a for a in actions if isinstance(a, AddAction)],
                 mode="error",
@@ -452,7 +336,7 @@ class Tables:
         delta.create_write_transaction(
             list(actions), "append", schema, parts, commit_properties=properties
         )
-        return int(DeltaTable(str(path)).version())
+        return int(DeltaTable(location).version())
 
     def _retry(
         self, name: str, attempt: Callable[[], Commit], files: Sequence[WrittenFile]
@@ -483,7 +367,8 @@ def fingerprint_of(inputs: Mapping[str, Any]) -> str:
     return canonical_hash(dict(inputs), FINGERPRINT_LENGTH)
 
 
-def _slice_key(wanted: Contract, slice: Mapping[str, str]) -> str:
+def slice_key(wanted: Contract, slice: Mapping[str, str]) -> str:
+    """Return the name that a slice's fingerprint stands under in the log."""
     if set(slice) != set(wanted.partition_by):
         raise ValueError(f"{wanted.name} wants a value for each of {wanted.partition_by}: {slice}")
     return f"{wanted.name}:" + ",".join(f"{k}={slice[k]}" for k in wanted.partition_by)
@@ -507,62 +392,10 @@ def _removes(delta: DeltaTable | None, slice: Mapping[str, str]) -> list[RemoveA
     ]
 
 
-def slice_paths(delta: DeltaTable) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """Yield each slice of a version with its data files, relative to the table."""
-    found: dict[tuple[tuple[str, str], ...], list[str]] = {}
-    for row in pa.table(delta.get_add_actions(flatten=True)).to_pylist():
-        key = tuple(
-            (name.removeprefix("partition."), value)
-            for name, value in row.items()
-            if name.startswith("partition.")
-        )
-        found.setdefault(key, []).append(urllib.parse.unquote(row["path"]))
-    for key, files in found.items():
-        yield dict(key), sorted(files)
-
-
-def _live_paths(delta: DeltaTable) -> set[str]:
-    """Return the data files of a version, relative to the table, not URL-encoded."""
-    actions = pa.table(delta.get_add_actions(flatten=True))
-    return {urllib.parse.unquote(path) for path in actions["path"].to_pylist()}
-
-
 def _merge(wanted: Contract, old: pa.Table, new: pa.Table) -> pa.Table:
     keys = list(wanted.key)
     # Arrow joins no tables with list columns: join the keys alone, then take the rows.
     places = old.select(keys).append_column("_place", pa.array(range(old.num_rows), pa.int64()))
     kept = places.join(new.select(keys), keys=keys, join_type="left anti")["_place"]
     merged = pa.concat_tables([old.take(kept), new])
-    return merged.sort_by(_order(wanted))
-
-
-def _order(wanted: Contract) -> list[tuple[str, str]]:
-    """Return the order of rows: by sample_row where there is one, then by the rest of the key."""
-    first = [k for k in wanted.key if k == "sample_row"]
-    rest = [k for k in wanted.key if k != "sample_row"]
-    return [(k, "ascending") for k in first + rest]
-
-
-def _expression(wanted: Contract, where: Where | None) -> ds.Expression | None:
-    rule: ds.Expression | None = None
-    for name, value in (where or {}).items():
-        if _is_list(value):
-            part = ds.field(name).isin(pa.array(list(value), type=wanted.column(name).type))
-        else:
-            part = ds.field(name) == pc.scalar(value)
-        rule = _and(rule, part)
-    return rule
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple | set | frozenset)
-
-
-def _and(left: ds.Expression | None, right: ds.Expression | None) -> ds.Expression | None:
-    if left is None or right is None:
-        return right if left is None else left
-    return left & right
-
-
-def _plain_path(uri: str) -> str:
-    return urllib.parse.unquote(uri.removeprefix("file://"))
+    return merged.sort_by(key_order(wanted))

@@ -3,7 +3,12 @@
 
 import io
 import os
+import socket
+import subprocess
+import sys
 import tarfile
+import time
+import urllib.request
 from pathlib import Path
 
 # Before any numeric library: two test runs side by side on two cores must not fight for threads.
@@ -12,6 +17,7 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from ambient_omni import rng
@@ -19,6 +25,10 @@ from pipelines.ingest.verify import perceptual_hash
 from schemas.ids import sample_id_of, sample_row_of
 from schemas.registry import contract
 from schemas.root import Root
+
+# Tests judge outcomes; on a busy machine any example may take long.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +46,45 @@ def spark():
 def root(tmp_path):
     """A new root."""
     return Root.create(tmp_path / "root")
+
+
+@pytest.fixture(scope="session")
+def object_store():
+    """`s3://bucket` of an object store on loopback, in a process of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    endpoint = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    settings = {
+        "AWS_ACCESS_KEY_ID": "tests",
+        "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-tests",
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        try:
+            _make_bucket(f"{endpoint}/tests")
+            yield "s3://tests"
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def _make_bucket(url, seconds=60):
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="PUT")).close()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from schemas import maintenance
-from schemas.errors import CommitConflict, TableMissing
+from schemas.errors import CommitConflict, TableDamaged, TableMissing
 from schemas.registry import contract
 from schemas.tables import slice_paths
 
@@ -75,7 +75,7 @@ def test_vacuum_keeps_what_runs_pinned_and_removes_the_rest(root):
     assert not orphan.exists()
     assert root.tables.open(NAME, pinned).read().num_rows == 3
     assert root.tables.read(NAME).num_rows == 5
-    with pytest.raises(OSError, match="parquet"):
+    with pytest.raises(TableDamaged, match="parquet; a vacuum"):
         root.tables.open(NAME, lost).read()
 
 

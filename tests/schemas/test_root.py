@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -8,8 +9,10 @@ from deltalake import DeltaTable, write_deltalake
 from schemas import __main__ as command
 from schemas import root as root_module
 from schemas.errors import BadInput, JobAlreadyRunning, RootVersionMismatch
+from schemas.migrations import ROOT_VERSION
 from schemas.registry import contract
 from schemas.root import Root
+from schemas.store import Store
 
 
 def test_creating_a_root_twice_opens_it(tmp_path):
@@ -32,16 +35,20 @@ def test_opening_what_is_no_root_says_so(tmp_path):
         Root.open(tmp_path)
 
 
-def test_an_object_store_is_refused_in_one_sentence():
-    with pytest.raises(BadInput, match="object store is not supported yet"):
-        Root.create("s3://bucket/root")
+@pytest.mark.parametrize("address", ["s3://bucket/root", Path("s3://bucket/root")])
+def test_a_root_on_an_object_store_is_refused_and_says_how_its_tables_may_lie_there(address):
+    for make in (Root.create, Root.open):
+        with pytest.raises(BadInput, match=r"schemas create --root DIR --tables s3://"):
+            make(address)
 
 
 @pytest.mark.parametrize("version", [0, 99])
 def test_a_root_of_another_version_is_refused_with_advice(tmp_path, version):
     Root.create(tmp_path / "r")
     (tmp_path / "r" / "root.json").write_text(json.dumps({"schema_version": version}))
-    with pytest.raises(RootVersionMismatch, match=f"schema version {version}, this code speaks 2"):
+    with pytest.raises(
+        RootVersionMismatch, match=f"schema version {version}, this code speaks {ROOT_VERSION}"
+    ):
         Root.open(tmp_path / "r")
 
 
@@ -60,8 +67,8 @@ def test_a_migration_leads_an_old_root_to_this_version(tmp_path, monkeypatch, ca
     with pytest.raises(RootVersionMismatch, match="python -m schemas migrate"):
         Root.open(tmp_path / "r")
     assert command.main(["migrate", "--root", str(tmp_path / "r")]) == 0
-    assert done == [tmp_path / "r"]
-    assert "schema version 2" in capsys.readouterr().out
+    assert done == [Store.of(tmp_path / "r" / "tables")]
+    assert f"schema version {ROOT_VERSION}" in capsys.readouterr().out
     assert Root.open(tmp_path / "r").path == tmp_path / "r"
     assert command.main(["migrate", "--root", str(tmp_path / "r")]) == 0
 
@@ -86,7 +93,7 @@ def test_old_tables_get_the_columns_that_their_contract_gained(tmp_path):
     rows = pa.Table.from_pylist([row], schema=old)
     write_deltalake(folder, rows, partition_by=["policy_id", "ingest_batch"])
     (root.path / "root.json").write_text(json.dumps({"schema_version": 1}))
-    assert root_module.migrate(root.path) == [2]
+    assert root_module.migrate(root.path) == list(range(2, ROOT_VERSION + 1))
     names = [field.name for field in DeltaTable(folder).schema().fields]
     assert sorted(names) == sorted(contract("noise_annotations").names)
     read = Root.open(root.path).tables.read("noise_annotations").to_pylist()

@@ -316,7 +316,9 @@ def _commit_many(path, worker):
     root = Root.open(path)
     for number in range(4):
         commit(root, [number], f"w{worker}")
-        root.tables.upsert("ingest_batches", batch(f"w{worker}-{number}"), job="test")
+        root.tables.upsert(
+            "ingest_batches", batch(f"w{worker}-{number}", 10 * worker + number), job="test"
+        )
 
 
 def test_concurrent_writers_lose_nothing(root):
