@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     for add in (
         *(_add_run, _add_demo, _add_ui, _add_status, _add_explain, _add_what_if, _add_rescore),
         *(_add_train, _add_compare, _add_candidate, _add_promote, _add_accept, _add_take),
+        _add_settings,
     ):
         add(commands)
     return parser
@@ -147,6 +148,14 @@ def _add_what_if(commands: Commands) -> None:
         "what-if", help="how many samples each noise band gets under each policy"
     )
     _root(what_if)
+    what_if.add_argument(
+        "--policy",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="hold a rule that was not applied yet against the main arm's: changes to it "
+        "(tau=0.4), an arm, a rule as YAML or a file of one, or a policy_id; several times",
+    )
     what_if.set_defaults(command=_what_if)
 
 
@@ -235,6 +244,13 @@ def _add_take(commands: Commands) -> None:
     exclude.set_defaults(command=_exclude)
 
 
+def _add_settings(commands: Commands) -> None:
+    settings = commands.add_parser(
+        "settings", help="what comes from the environment; of secrets only whether they are set"
+    )
+    settings.set_defaults(command=_settings)
+
+
 def _root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, required=True, help="the project's folder")
 
@@ -281,7 +297,7 @@ def _explain(options: argparse.Namespace) -> int:
 def _what_if(options: argparse.Namespace) -> int:
     from dagster_project.commands.what_if import what_if
 
-    return _say(what_if(options.root))
+    return _say(what_if(options.root, options.policy))
 
 
 def _rescore(options: argparse.Namespace) -> int:
@@ -334,6 +350,13 @@ def _exclude(options: argparse.Namespace) -> int:
     from dagster_project.commands.exclude import exclude
 
     return _say(exclude(options.root, options.sample_id, options.why))
+
+
+def _settings(options: argparse.Namespace) -> int:
+    from dagster_project.commands.lookup import text_table
+    from dagster_project.settings import shown
+
+    return _say(text_table(("variable", "value", "what it is"), shown()))
 
 
 def _say(text: str) -> int:

@@ -1,5 +1,6 @@
 """The orchestrator's home inside a root: settings and run history."""
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from schemas.root import Root
 
 CLI_CONFIG = "cli.yaml"
 SERVED_CONFIG = "dagster.yaml"
+HOME_VARIABLE = "AMBIENT_OMNI_DAGSTER_HOME"
 
 
 def home_of(root: Root, *, max_concurrent_runs: int | None = None) -> Path:
@@ -69,7 +71,12 @@ def open_instance(root: Root) -> dg.DagsterInstance:
     From here on this process writes the history without waiting for the disk: a step's events
     then cost 0.02 s instead of 0.6 s. A power cut may lose the history, never data: the truth
     about data stands in the tables, and `<root>/dagster` can be deleted at any time.
+
+    With the variable AMBIENT_OMNI_DAGSTER_HOME the history is the one that the `dagster.yaml` there
+    names, in PostgreSQL for example: commands and the served page then share it.
     """
+    if own_home := os.environ.get(HOME_VARIABLE):
+        return dg.DagsterInstance.from_config(own_home)
     home = root.dagster
     if not (home / CLI_CONFIG).exists():  # else a served page may be using what stands there
         home_of(root)

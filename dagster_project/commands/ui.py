@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dagster_project.defs.project import ROOT_VARIABLE, Project
-from dagster_project.instance import end_lost_runs, home_of, open_instance
+from dagster_project.instance import HOME_VARIABLE, end_lost_runs, home_of, open_instance
 from schemas.errors import AmbientOmniError, BadInput
 from schemas.root import Root
 
@@ -38,6 +38,11 @@ def serve(root_path: Path, port: int, *, daemon: bool = True) -> int:
         PageNotServed: the server or the daemon ended by itself; the message names the log.
     """
     root = Root.open(root_path)
+    if own_home := os.environ.get(HOME_VARIABLE):
+        raise BadInput(
+            f"the history of this machine is the one of {own_home} ({HOME_VARIABLE}): serve it as "
+            "deploy/compose.yaml does, or take the variable away"
+        )
     _require_free(port)
     operations = Project(root_path=str(root.path)).operations
     home = home_of(root, max_concurrent_runs=operations.max_concurrent_runs if daemon else None)

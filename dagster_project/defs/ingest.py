@@ -21,10 +21,12 @@ from dagster_project.describe import described, static_metadata
 )
 def samples(context: dg.AssetExecutionContext, project: Project) -> Result:
     """Ingest one batch."""
+    from dagster_project.operations.drops import bring_here
     from pipelines.ingest import ingest
 
     request = project.request
     batch = request.batch(context.partition_key)
+    bring_here(project.root, request.operations.watch, batch.name)
     report = run_job(
         ingest,
         project.root,

@@ -14,6 +14,7 @@ from dagster_project.defs.jobs import candidate, new_batch, rescore
 from dagster_project.defs.partitions import INGEST_BATCHES
 from dagster_project.defs.project import Project
 from dagster_project.defs.training_jobs import train
+from dagster_project.operations.config import Watch
 from dagster_project.operations.notices import Notice, notify
 from schemas.errors import AmbientOmniError, JobAlreadyRunning
 
@@ -77,7 +78,8 @@ def _new_drops(status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
 
         root, config = project.root, project.operations
         cursor: dict[str, Any] = json.loads(context.cursor or "{}")
-        now, batches, said = time.time(), [], []
+        now, said = time.time(), []
+        batches: dict[str, Watch] = {}
         for watch in config.watch:
             before = cursor.get(watch.name, {})
             try:
@@ -93,14 +95,15 @@ def _new_drops(status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
                 continue
             # Batches of an earlier tick whose run was never asked for are asked for again: the
             # run key makes one run of both.
-            batches += [drop.batch for drop in manifests(root, watch) if _is_new(root, drop.batch)]
+            new = [drop.batch for drop in manifests(root, watch) if _is_new(root, drop.batch)]
+            batches |= dict.fromkeys(new, watch)
             cursor[watch.name] = {"digest": listing.digest, "at": now}
         if not batches:
             context.update_cursor(json.dumps(cursor))
             return dg.SkipReason("; ".join(said) or "nothing new")
         return dg.SensorResult(
-            run_requests=[_request_of(name) for name in batches],
-            dynamic_partitions_requests=[INGEST_BATCHES.build_add_request(batches)],
+            run_requests=[_request_of(name, watch) for name, watch in batches.items()],
+            dynamic_partitions_requests=[INGEST_BATCHES.build_add_request(list(batches))],
             cursor=json.dumps(cursor),
         )
 
@@ -111,8 +114,8 @@ def _is_new(root: Any, batch: str) -> bool:
     return root.tables.fingerprint("samples", {"ingest_batch": batch}) is None
 
 
-def _request_of(batch: str) -> dg.RunRequest:
-    config = {"ops": {"bring_in_batch": {"config": {"name": batch}}}}
+def _request_of(batch: str, watch: Watch) -> dg.RunRequest:
+    config = {"ops": {"bring_in_batch": {"config": {"name": batch, "until": watch.until}}}}
     return dg.RunRequest(run_key=batch, run_config=config, tags={"ambient-omni/batch": batch})
 
 

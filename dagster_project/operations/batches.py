@@ -79,6 +79,8 @@ def chain_of(root: Root, request: Request, batch: str, until: str) -> list[tuple
     for step in steps:
         if step.roles and role in step.roles:
             work.append((step, batch))
-        elif step.name == "references" and (role != "pool" or not defined):
+        elif step.name == "references" and (
+            role != "pool" or (until == "annotate" and not defined)
+        ):
             work.append((step, None))
     return work

@@ -17,10 +17,16 @@ class Watch(_Frozen):
     name: str = Field(
         pattern=r"^[A-Za-z0-9_-]{1,64}$", description="Batches are called NAME-00000, NAME-00001."
     )
-    path: str = Field(description="The folder, looked through at any depth; hidden names are not.")
+    path: str = Field(
+        description="The folder, or an object store's (s3://bucket/inbox); looked through at any "
+        "depth, hidden names are not."
+    )
     role: Role = "pool"
     settle_seconds: float = Field(
         default=60.0, ge=0, description="A file is taken when it is this old: uploads take time."
+    )
+    until: Literal["ingest", "score", "annotate"] = Field(
+        default="annotate", description="How far a new batch is taken by itself."
     )
     max_files_per_batch: int = Field(
         default=50_000, ge=1, description="Images or tar shards of one batch; a list is a batch."
@@ -75,7 +81,9 @@ class LaunchConfig(_Frozen):
     """How the trainer is started as a process of its own."""
 
     kind: Literal["process", "torchrun", "template"] = "process"
-    num_processes: int = Field(default=1, ge=1, description="Of torchrun, on this machine.")
+    num_processes: int = Field(
+        default=1, ge=1, description="Of torchrun, on the one machine that trains."
+    )
     template: tuple[str, ...] = Field(
         default=(),
         description="Of a cluster: words of a command that returns when training ends, for "

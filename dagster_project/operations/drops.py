@@ -6,6 +6,7 @@ again from `ingest_attempts`. So neither a lost cursor nor a restart brings anyt
 
 The files of a batch are linked (or, from another disk, copied) into `<root>/drops/<batch>/`, which
 is the batch's source from then on: what comes later into the watched folder does not change it.
+Those of an object store are fetched when the batch is ingested (`bring_here`), not by the sensor.
 """
 
 import json
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dagster_project.operations.config import Watch
+from dagster_project.operations.places import fetch, folder_of, is_remote, listed
 from dagster_project.request import BatchRequest, Request, change_request
-from schemas.errors import BadInput
 from schemas.ids import canonical_hash
 from schemas.root import Root, write_json
 
@@ -74,18 +75,15 @@ def look(watch: Watch, now: float) -> Listing:
         BadInput: the folder cannot be read.
     """
     from pipelines.ingest.captions import METADATA_NAMES
-    from pipelines.ingest.folder import walk
     from pipelines.ingest.items import IMAGE_SUFFIXES
     from pipelines.ingest.url_list import SUFFIXES
 
     settled, unsettled = [], 0
-    for entry in walk(_folder(watch)):
-        if entry.reason is not None:
-            continue
-        if abs(now - entry.mtime_ns / 1e9) < watch.settle_seconds:
+    for name, size, written in listed(watch):
+        if abs(now - written) < watch.settle_seconds:
             unsettled += 1
         else:
-            settled.append((entry.name, entry.size))
+            settled.append((name, size))
     images = [key for key in settled if _suffix(key[0]) in IMAGE_SUFFIXES]
     stems = {_stem(name) for name, _ in images}
     shards, lists = [], []
@@ -129,11 +127,27 @@ def register_new(
             drop = Drop(f"{watch.name}-{number:05d}", watch.name, watch.role, kind, tuple(files))
             # The manifest first: what it names is taken, whatever happens from here on.
             _write_manifest(root, drop)
-            _stage(root, watch, drop, found)
+            if not is_remote(watch):
+                _stage(root, watch, drop, found)
             drops.append(drop)
             number += 1
         _ask_for(root, watch, [*before, *drops])
     return drops
+
+
+def bring_here(root: Root, watches: Sequence[Watch], batch: str) -> None:
+    """Fetch the files of a batch that an object store holds; nothing for any other batch.
+
+    Raises:
+        BadInput: the store cannot be read.
+    """
+    watch = next((w for w in watches if is_remote(w) and _is_of(batch, w)), None)
+    if watch is None or not _manifest(root, batch).exists():
+        return
+    drop = _read_manifest(_manifest(root, batch))
+    if not (root.path / FOLDER / batch).exists():
+        with root.lock("fetch", batch):
+            _stage(root, watch, drop, look(watch, time.time()))
 
 
 def manifests(root: Root, watch: Watch) -> list[Drop]:
@@ -182,22 +196,30 @@ def _ask_for(root: Root, watch: Watch, drops: Iterable[Drop]) -> None:
 
 
 def _stage(root: Root, watch: Watch, drop: Drop, found: Listing) -> None:
-    top, staged = _folder(watch), root.path / FOLDER / drop.batch
+    staged = root.path / FOLDER / drop.batch
     aside = staged.with_name(f".{staged.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
-    made: set[Path] = set()
     names = [name for name, _ in drop.files]
     if drop.kind == "images":
         folders = {posixpath.dirname(name) for name in names}
         names += [n for folder in folders for n in found.beside.get((folder, ""), ())]
         names += [n for name, _ in drop.files for n in found.beside.get(_stem(name), ())]
-    for name in dict.fromkeys(names):
-        target = aside / name
-        if target.parent not in made:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            made.add(target.parent)
-        _link(top / name, target)
+    _bring(watch, list(dict.fromkeys(names)), aside)
     aside.replace(staged)
+
+
+def _bring(watch: Watch, names: Sequence[str], target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    if is_remote(watch):
+        fetch(watch, names, target)
+        return
+    top, made = folder_of(watch), set[Path]()
+    for name in names:
+        place = target / name
+        if place.parent not in made:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            made.add(place.parent)
+        _link(top / name, place)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -211,6 +233,8 @@ def _link(source: Path, target: Path) -> None:
 
 def _finish_staging(root: Root, watch: Watch, found: Listing, drops: Iterable[Drop]) -> None:
     """Link the files of a manifest whose process was killed before it had done so."""
+    if is_remote(watch):
+        return  # fetched when the batch is ingested
     for drop in drops:
         staged = root.path / FOLDER / drop.batch
         if staged.exists() or root.tables.fingerprint("samples", {"ingest_batch": drop.batch}):
@@ -233,10 +257,15 @@ def _from_attempts(root: Root, watch: Watch, row: dict[str, Any]) -> Drop:
         kind = "shards" if names else "images"
         names = names or set(tried)
     files = []
+    there = {name: size for name, size, _ in listed(watch)} if is_remote(watch) else {}
     for name in sorted(names):
-        place = staged / name if (staged / name).exists() else _folder(watch) / name
+        place = staged / name
+        if not (place.exists() or is_remote(watch)):
+            place = folder_of(watch) / name
         if place.exists():
             files.append((name, place.stat().st_size))
+        elif name in there:
+            files.append((name, there[name]))
     return Drop(batch, watch.name, row["role"], kind, tuple(files))
 
 
@@ -269,15 +298,6 @@ def _read_manifest(file: Path) -> Drop:
     found = json.loads(file.read_text())
     files = tuple((name, size) for name, size in found["files"])
     return Drop(file.stem, found["watch"], found["role"], found["kind"], files)
-
-
-def _folder(watch: Watch) -> Path:
-    path = Path(watch.path).expanduser().absolute()
-    if not path.is_dir():
-        raise BadInput(
-            f"watched folder {watch.path} ({watch.name}) is not there; make it or mount it"
-        )
-    return path
 
 
 def _suffix(name: str) -> str:

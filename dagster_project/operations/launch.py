@@ -82,12 +82,13 @@ class TrainerProcess:
         file = str(self._files / "config.json")
         script = ["-m", "dagster_project.train_child", "--config", file]
         script += ["--root", str(self.root.path)]
-        if self.launch.kind == "torchrun":
+        words = [sys.executable, *script]
+        several = self.launch.kind == "template" and self.launch.num_processes > 1
+        if several or self.launch.kind == "torchrun":
             count = str(self.launch.num_processes)
             run = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
-            return [sys.executable, *run, *script]
-        words = [sys.executable, *script]
-        if self.launch.kind == "process":
+            words = [sys.executable, *run, *script]
+        if self.launch.kind != "template":
             return words
         return [w for t in self.launch.template for w in (words if t == "{command}" else [t])]
 

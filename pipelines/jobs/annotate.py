@@ -93,6 +93,17 @@ def annotate(root: Root, batch: str, policy: AnyPolicy, *, dry_run: bool = False
     )
 
 
+def preview(root: Root, batch: str, policy: AnyPolicy) -> pa.Table:
+    """Return what `annotate` would write for a batch under a policy, without writing anything.
+
+    Raises:
+        TableMissing, AnnotationMissing, BadInput: as `annotate`.
+    """
+    samples = _samples(root, batch)
+    is_reference = _is_reference(root, batch, samples["sample_row"].to_numpy())
+    return _annotations(root, batch, policy, samples, is_reference)
+
+
 def _notes(table: pa.Table) -> tuple[str, ...]:
     """Say what a person should know of an answer that is the same for everything."""
     judged = table.filter(pc.not_equal(table["reason"], policies.REFERENCE))["reason"]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dagster_project.operations.config import Watch
-from dagster_project.operations.drops import FOLDER, look, manifests, register_new
+from dagster_project.operations.drops import FOLDER, bring_here, look, manifests, register_new
 from dagster_project.recipe import load_recipe
 from dagster_project.request import Request
 from pipelines.ingest import ingest
@@ -142,3 +142,30 @@ def test_a_listing_changes_its_digest_when_a_file_comes(watched):
     assert look(watched, time.time()).digest == first
     drop(watched, "b.png")
     assert look(watched, time.time()).digest != first
+
+
+def test_drops_of_an_object_store_are_fetched_when_their_batch_is_ingested(root, watched):
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    for name in ("a.png", "a.txt", "deep/b.png", ".hidden/c.png"):
+        store.pipe(f"/bucket/inbox/{name}", name.encode())
+    there = watched.model_copy(update={"path": "memory://bucket/inbox", "settle_seconds": 0.0})
+    (one,) = register_new(root, there)
+    assert taken([one]) == ["a.png", "deep/b.png"]
+    staged = root.path / FOLDER / one.batch
+    assert not staged.exists()  # a sensor only looks
+    assert register_new(root, there) == []
+    bring_here(root, [watched.model_copy(update={"name": "other"}), there], one.batch)
+    found = {f.relative_to(staged).as_posix() for f in staged.rglob("*") if f.is_file()}
+    assert found == {"a.png", "a.txt", "deep/b.png"}
+    assert (staged / "deep" / "b.png").read_bytes() == b"deep/b.png"
+    store.rm("/bucket", recursive=True)
+    bring_here(root, [there], one.batch)  # what is here is not fetched again
+    assert register_new(root, there) == []
+
+
+def test_a_store_that_cannot_be_opened_is_named(root, watched):
+    nowhere = watched.model_copy(update={"path": "no-such-store://bucket/inbox"})
+    with pytest.raises(BadInput, match="no-such-store"):
+        register_new(root, nowhere)

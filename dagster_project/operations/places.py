@@ -1,0 +1,100 @@
+"""Where drops come from: a folder of this machine, or whatever fsspec opens (`s3://bucket/inbox`)."""
+
+import posixpath
+import shutil
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dagster_project.operations.config import Watch
+from schemas.errors import BadInput
+
+Listed = tuple[str, int, float]  # place under the watched folder, bytes, seconds since 1970
+
+
+def is_remote(watch: Watch) -> bool:
+    """Say whether a watched folder is an object store's."""
+    return "://" in watch.path
+
+
+def listed(watch: Watch) -> Iterator[Listed]:
+    """Yield the files of a watched folder, at any depth, hidden names left out.
+
+    Raises:
+        BadInput: the folder cannot be read.
+    """
+    if is_remote(watch):
+        yield from _listed_remotely(watch)
+        return
+    from pipelines.ingest.folder import walk
+
+    for entry in walk(folder_of(watch)):
+        if entry.reason is None:
+            yield entry.name, entry.size, entry.mtime_ns / 1e9
+
+
+def fetch(watch: Watch, names: Iterable[str], target: Path) -> None:
+    """Copy files of an object store under a folder; one that went away meanwhile is left out.
+
+    Raises:
+        BadInput: the store cannot be read.
+    """
+    store, top = _open(watch)
+    for name in names:
+        place = target / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        aside = place.with_name(f".{place.name}.partial")
+        try:
+            with store.open(f"{top}/{name}", "rb") as source, aside.open("wb") as file:
+                shutil.copyfileobj(source, file, 1 << 20)
+        except FileNotFoundError:
+            aside.unlink(missing_ok=True)
+            continue
+        except OSError as error:
+            raise BadInput(f"{watch.path}/{name} cannot be fetched: {error}") from error
+        aside.replace(place)
+
+
+def folder_of(watch: Watch) -> Path:
+    """Return a watched folder of this machine.
+
+    Raises:
+        BadInput: it is not there.
+    """
+    path = Path(watch.path).expanduser().absolute()
+    if not path.is_dir():
+        raise BadInput(
+            f"watched folder {watch.path} ({watch.name}) is not there; make it or mount it"
+        )
+    return path
+
+
+def _listed_remotely(watch: Watch) -> Iterator[Listed]:
+    store, top = _open(watch)
+    try:
+        store.invalidate_cache()
+        found = store.find(top, detail=True)
+    except OSError as error:
+        raise BadInput(f"watched folder {watch.path} cannot be read: {error}") from error
+    for path, info in found.items():
+        name = posixpath.relpath(path, top)
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if info.get("type") == "file" and not hidden:
+            yield name, int(info.get("size") or 0), _seconds(info)
+
+
+def _open(watch: Watch) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        store, top = fsspec.core.url_to_fs(watch.path)
+    except (ImportError, ValueError, OSError) as error:
+        raise BadInput(f"watched folder {watch.path} cannot be opened: {error}") from error
+    return store, str(top).rstrip("/")
+
+
+def _seconds(info: dict[str, Any]) -> float:
+    """Return when a file was written; stores name it differently, and some do not tell."""
+    found = info.get("LastModified") or info.get("mtime") or info.get("created") or 0.0
+    return found.timestamp() if isinstance(found, datetime) else float(found)
