@@ -57,17 +57,20 @@ def normal_rows(
     seed: int,
     purpose: str,
     *position: int | str,
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Return one block of standard normal numbers per row number, float32 (len(rows), *shape).
 
     Block r depends on the address and on r alone, so that ranks which share a global batch draw
-    their own rows only, and the union is what one process would have drawn.
+    their own rows only, and the union is what one process would have drawn. They are put into
+    `out`, a new array by default.
     """
     philox = np.random.Philox(key=_key(seed, purpose, position))
     numbers = np.random.Generator(philox)
     # One generator that is put to each row's counter: making one anew costs seven times as much.
     state = philox.state
-    out = np.empty((len(rows), *shape), np.float32)
+    if out is None:
+        out = np.empty((len(rows), *shape), np.float32)
     for block, row in zip(out, rows, strict=True):
         # A block of numbers uses far fewer than 2^64 counter values, so the blocks cannot meet:
         # word 0 and 1 count within a block, word 2 is the row.

@@ -15,7 +15,7 @@ from ambient_omni import rng
 from ambient_omni.data.chunks import ChunkReader, SamplesLost
 from ambient_omni.data.config import SamplingConfig
 from ambient_omni.data.drawing import Pool
-from ambient_omni.data.packs import to_x0
+from ambient_omni.data.packs import channels_first, to_scale
 from ambient_omni.data.training_data import TrainingData
 from ambient_omni.noise.eligibility import Drawer, outside_gap, require_every_level
 from ambient_omni.noise.usable import Objective, hidden_level
@@ -103,8 +103,8 @@ class Batch:
         return len(self.sigma)
 
     def with_x0(self) -> Batch:
-        """Return the batch with rows of packs turned into x_0; see `BatchMaker.assemble`."""
-        return replace(self, x0=torch.from_numpy(to_x0(self.x0.numpy())))
+        """Return the batch with stored numbers turned into x_0; see `BatchMaker.assemble`."""
+        return replace(self, x0=torch.from_numpy(to_scale(self.x0.numpy())))
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch with what a network reads on `device`; names of samples stay."""
@@ -114,6 +114,14 @@ class Batch:
             if field.name in _FOR_NETWORKS and (value := getattr(self, field.name)) is not None
         }
         return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class ImageMemory:
+    """Where a batch's images go, (b, C, H, W): x0 as packs store it, fresh noise as float32."""
+
+    x0: NDArray[Any]
+    fresh: NDArray[np.float32]
 
 
 _FOR_NETWORKS = frozenset({"x0", "sigma", "hidden", "fresh", "fixed", "labels", "drop_condition"})
@@ -162,6 +170,15 @@ class BatchMaker:
         return self._config.seed
 
     @property
+    def x0_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of x_0."""
+        packs = self.data.packs
+        if packs.dtype != np.uint8:
+            return packs.shape
+        height, width, channels = packs.shape
+        return channels, height, width
+
+    @property
     def num_unreachable(self) -> int:
         """How many samples are never drawn: no level of the prior may use them."""
         return self.usable.num_unreachable(self._config.prior)
@@ -190,17 +207,24 @@ class BatchMaker:
         """
         return self.assemble(step, draw.at(positions), positions).with_x0()
 
-    def assemble(self, step: int, draw: Draw, positions: range, num_outside: int = 0) -> Batch:
+    def assemble(
+        self,
+        step: int,
+        draw: Draw,
+        positions: range,
+        num_outside: int = 0,
+        out: ImageMemory | None = None,
+    ) -> Batch:
         """Return the batch of draws that are those of `positions` already.
 
-        Its x0 are rows of the packs until `Batch.with_x0`: bytes are a quarter of the numbers that
-        they become, and on the way out of a worker memory is what costs.
+        Its x0 is what the packs store, (b, C, H, W), until `Batch.with_x0`: bytes are a quarter of
+        the numbers that they become, and on the way out of a worker memory is what costs. x0 and
+        `fresh` are in `out`, or in new memory.
         """
         config, data, sigma = self._config, self.data, draw.sigma
         index = self._present(step, draw, positions)
         rows = self.reader.take(index)
-        height, width, channels = rows.shape[1:]
-        shape = (channels, height, width) if rows.dtype == np.uint8 else rows.shape[1:]
+        shape = self.x0_shape
         hidden = hidden_level(sigma, self.usable.floor_of(index), config.objective, config.kappa)
         fixed = self._fixed_noise(index, shape) if hidden.any() else None
         if self._flips:
@@ -209,9 +233,11 @@ class BatchMaker:
             if fixed is not None:
                 # It belongs to the stored image, so it is mirrored with it.
                 fixed[mirrored] = fixed[mirrored, :, :, ::-1]
-        fresh = rng.normal_rows(positions, shape, config.seed, "noise", step)
+        x0 = channels_first(rows, None if out is None else out.x0)
+        noise = None if out is None else out.fresh
+        fresh = rng.normal_rows(positions, shape, config.seed, "noise", step, out=noise)
         return Batch(
-            x0=torch.from_numpy(rows),
+            x0=torch.from_numpy(x0),
             sigma=torch.from_numpy(sigma.astype(np.float32)),
             hidden=torch.from_numpy(hidden.astype(np.float32)),
             fresh=torch.from_numpy(fresh),

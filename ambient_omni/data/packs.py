@@ -68,12 +68,29 @@ def to_x0(rows: NDArray[Any]) -> NDArray[np.float32]:
 
     Pixels, uint8 (B, H, W, C), 0..255, become -1..1. Latents, float16 (B, C, H, W), have it.
     """
-    if rows.dtype != np.uint8:
-        return rows.astype(np.float32)
-    # Bytes are four times as quick to reorder as the numbers that they become.
-    scaled = np.ascontiguousarray(rows.transpose(0, 3, 1, 2)).astype(np.float32)
-    scaled *= np.float32(1 / 127.5)
-    scaled -= np.float32(1)
+    return to_scale(channels_first(rows))
+
+
+def channels_first(rows: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Return rows of packs as (B, C, H, W), their dtype as it is; bytes are quick to reorder.
+
+    Args:
+        rows: pixels, uint8 (B, H, W, C), or latents, float16 (B, C, H, W).
+        out: where to put them; a new array by default, unless the rows are so already.
+    """
+    ordered = rows.transpose(0, 3, 1, 2) if rows.dtype == np.uint8 else rows
+    if out is None:
+        return np.ascontiguousarray(ordered)
+    np.copyto(out, ordered)
+    return out
+
+
+def to_scale(ordered: NDArray[Any]) -> NDArray[np.float32]:
+    """Turn what `channels_first` returned into x_0, in memory of its own."""
+    scaled = ordered.astype(np.float32)
+    if ordered.dtype == np.uint8:
+        scaled *= np.float32(1 / 127.5)
+        scaled -= np.float32(1)
     return scaled
 
 

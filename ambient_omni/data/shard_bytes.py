@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
@@ -83,24 +82,3 @@ class ShardBytes(Dataset[bytes]):
                 f"{self._paths[shard]} cannot be read ({error}), sample number {index} is in it: "
                 "restore the shard or ingest its batch again"
             ) from error
-
-
-def stack_shared(images: Iterable[NDArray[np.uint8]], count: int) -> torch.Tensor:
-    """Stack images, uint8 (count, H, W, C), in memory that leaves a loader's worker without a copy.
-
-    As torch's own collate does for tensors; images that are decoded one by one need no other home.
-
-    Args:
-        images: of one shape, at least one.
-        count: how many they are.
-    """
-    out: torch.Tensor | None = None
-    for number, image in enumerate(images):
-        if out is None:
-            num_bytes = count * image.size
-            storage = torch.UntypedStorage._new_shared(num_bytes)  # type: ignore[no-untyped-call]
-            flat = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (num_bytes,), (1,))
-            out = flat.view(count, *image.shape)
-        out.numpy()[number] = image
-    assert out is not None
-    return out

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ambient_omni import rng
-from ambient_omni.data.batches import Batch, BatchMaker, Draw
+from ambient_omni.data.batches import Batch, BatchMaker, Draw, ImageMemory
 from ambient_omni.data.chunks import ChunkReader, prefetch, release
 from ambient_omni.data.config import LoaderConfig
 from ambient_omni.noise.eligibility import Drawer
@@ -144,14 +144,14 @@ class StreamingMaker:
         self._window: NDArray[np.int64] = np.empty(0, np.int64)
         self._drawer: Drawer | None = None
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, out: ImageMemory | None = None) -> Batch:
         """Return the batch of a step, as `BatchMaker.assemble` does.
 
         Raises:
             SamplesLost: more samples vanished or changed than the settings allow.
         """
         draw, num_outside = self.draw(step)
-        return self._maker.assemble(step, draw, self._positions, num_outside)
+        return self._maker.assemble(step, draw, self._positions, num_outside, out)
 
     def draw(self, step: int) -> tuple[Draw, int]:
         """Return this process's draws of a step, and how many are from outside its buffer."""

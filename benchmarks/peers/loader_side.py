@@ -1,11 +1,12 @@
-"""One side of the loader benchmark, in the environment of its own library: samples per second.
+"""One side of the loader benchmark, in the environment of its own library.
 
-    python loader_side.py SIDE FOLDER NUM_WORKERS SECONDS
+    python loader_side.py SIDE FOLDER NUM_WORKERS
+    python loader_side.py SIDE FOLDER write SOURCE
 
 SIDE is one of webdataset, streaming, litdata, each with `-jpeg` for encoded images. The peers get
 what their documentation recommends: their own format and shuffling, whole batches made in the
-workers. On all sides bytes leave the workers, a quarter of the float32 numbers, and the reading
-process converts them in the same way.
+workers, arrays stored with channels first. On all sides bytes leave the workers, a quarter of the
+float32 numbers, and the reading process converts them in the same way.
 """
 
 from __future__ import annotations
@@ -20,30 +21,31 @@ import numpy as np
 import torch
 from PIL import Image
 
-SHAPE = (64, 64, 3)
-JPEG_SHAPE = (256, 256, 3)
-BATCH = 256
+SHAPE = (3, 64, 64)
+JPEG_SHAPE = (3, 256, 256)
+BATCH, JPEG_BATCH = 256, 64
 SHUFFLE = 2048
+# So that every worker has several.
+SHARDS = 8
 
 
 def stack(images):
-    """Stack uint8 (H, W, 3) to a batch, as it leaves a worker."""
+    """Stack uint8 (C, H, W) to a batch, as it leaves a worker."""
     return torch.from_numpy(np.stack(images))
 
 
-def convert(rows):
-    """Turn uint8 (B, H, W, 3) into float32 (B, 3, H, W), -1..1, in the reading process."""
-    ordered = rows.permute(0, 3, 1, 2).contiguous()
-    return ordered.to(torch.float32).mul_(1 / 127.5).sub_(1)
+def convert(stored):
+    """Turn uint8 (B, C, H, W) into float32, -1..1, in the reading process."""
+    return stored.to(torch.float32).mul_(1 / 127.5).sub_(1)
 
 
 def decode(data):
-    """Decode a JPEG, uint8 (H, W, 3)."""
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    """Decode a JPEG, a view of uint8 (C, H, W)."""
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).transpose(2, 0, 1)
 
 
 def array_of(data):
-    """Read raw bytes, uint8 (H, W, 3)."""
+    """Read raw bytes, uint8 (C, H, W)."""
     return np.frombuffer(data, np.uint8).reshape(SHAPE)
 
 
@@ -52,6 +54,7 @@ def webdataset_loader(folder: Path, num_workers: int, jpeg: bool):
     import webdataset as wds
 
     urls = sorted(str(path) for path in folder.glob("*.tar"))
+    batch = JPEG_BATCH if jpeg else BATCH
     read = decode if jpeg else array_of
     name = "jpg" if jpeg else "bin"
     dataset = (
@@ -59,7 +62,7 @@ def webdataset_loader(folder: Path, num_workers: int, jpeg: bool):
         .shuffle(SHUFFLE)
         .to_tuple(name)
         .map_tuple(read)
-        .batched(BATCH, collation_fn=lambda rows: stack([row[0] for row in rows]))
+        .batched(batch, collation_fn=lambda rows: stack([row[0] for row in rows]))
     )
     return wds.WebLoader(dataset, batch_size=None, num_workers=num_workers, prefetch_factor=2)
 
@@ -69,8 +72,9 @@ def streaming_loader(folder: Path, num_workers: int, jpeg: bool):
     from streaming import StreamingDataset
     from torch.utils.data import DataLoader
 
+    batch = JPEG_BATCH if jpeg else BATCH
     dataset = StreamingDataset(
-        local=str(folder), shuffle=True, batch_size=BATCH, num_canonical_nodes=1
+        local=str(folder), shuffle=True, batch_size=batch, num_canonical_nodes=1
     )
 
     def collate(rows):
@@ -79,7 +83,7 @@ def streaming_loader(folder: Path, num_workers: int, jpeg: bool):
 
     return DataLoader(
         dataset,
-        batch_size=BATCH,
+        batch_size=batch,
         num_workers=num_workers,
         collate_fn=collate,
         prefetch_factor=2,
@@ -95,7 +99,7 @@ def litdata_loader(folder: Path, num_workers: int, jpeg: bool):
     dataset = StreamingDataset(str(folder), shuffle=True, drop_last=True)
     return StreamingDataLoader(
         dataset,
-        batch_size=BATCH,
+        batch_size=JPEG_BATCH if jpeg else BATCH,
         num_workers=num_workers,
         prefetch_factor=2,
         collate_fn=lambda rows: stack([read(row["image"]) for row in rows]),
@@ -119,7 +123,8 @@ def write(side: str, source: Path, folder: Path, jpeg: bool) -> None:
     if side == "webdataset":
         import webdataset as wds
 
-        with wds.ShardWriter(str(folder / "%05d.tar"), maxcount=1000, verbose=0) as sink:
+        shards = str(folder / "%05d.tar")
+        with wds.ShardWriter(shards, maxcount=len(images) // SHARDS, verbose=0) as sink:
             for number, image in enumerate(images):
                 data = image if jpeg else image.tobytes()
                 sink.write({"__key__": f"{number:08d}", "jpg" if jpeg else "bin": data})
@@ -140,26 +145,45 @@ def write(side: str, source: Path, folder: Path, jpeg: bool) -> None:
         writer.merge()
 
 
-def rate(loader, seconds: float, expected: tuple[int, ...]) -> float:
-    """Return samples per second once workers run, after a pass that warms caches.
+def serve(make_batches, num_workers, shape, batch):
+    """Answer each line of standard input, a number of seconds, with the rate in that time.
 
-    Workers start anew with every pass, which long passes hide and these short ones do not: the
-    clock runs from the first batch of a pass to its last.
+    Whoever asks lets the sides take turns of a second or less, so that what else the machine does
+    hits all of them. Batches made ahead while another side had its turn are left out, and so are
+    the first ones of a pass: workers start anew with every pass, which long passes hide.
+
+    Args:
+        make_batches: returns one pass, an iterable of float32 batches.
+        num_workers: how many make batches ahead.
+        shape: that every batch must have.
+        batch: images per batch.
     """
-    for rows in loader:
-        batch = convert(rows)
-        assert tuple(batch.shape[1:]) == expected
-        assert batch.dtype == torch.float32
-    count, took = 0, 0.0
-    while took < seconds:
-        began = None
-        for rows in loader:
-            batch = convert(rows)
-            if began is not None:
-                count += len(batch)
-            began = began or time.perf_counter()
-        took += time.perf_counter() - began
-    return count / took
+    ahead = 2 * num_workers + 1
+    gaps = _gaps(make_batches, (batch, *shape), ahead)
+    for _ in range(50):
+        next(gaps)
+    print("READY", flush=True)
+    for line in sys.stdin:
+        for _ in range(ahead):
+            next(gaps)
+        took, count, seconds = 0.0, 0, float(line)
+        while took < seconds:
+            took += next(gaps)
+            count += batch
+        print(count / took, flush=True)
+
+
+def _gaps(make_batches, shape, ahead):
+    while True:
+        last = None
+        for number, made in enumerate(make_batches()):
+            assert tuple(made.shape) == shape
+            assert made.dtype == torch.float32
+            # The time until here, without what the asker did in between.
+            now = time.perf_counter()
+            if last is not None and number > ahead:
+                yield now - last
+            last = time.perf_counter()
 
 
 def _let_torchvision_load() -> None:
@@ -181,9 +205,10 @@ def main() -> None:
     if sys.argv[3] == "write":
         write(name, Path(sys.argv[4]), folder, jpeg)
         return
-    loader = LOADERS[name](folder, int(sys.argv[3]), jpeg)
-    height, width, channels = JPEG_SHAPE if jpeg else SHAPE
-    print("RATE", rate(loader, float(sys.argv[4]), (channels, height, width)))
+    num_workers = int(sys.argv[3])
+    loader = LOADERS[name](folder, num_workers, jpeg)
+    shape, batch = (JPEG_SHAPE, JPEG_BATCH) if jpeg else (SHAPE, BATCH)
+    serve(lambda: map(convert, loader), num_workers, shape, batch)
 
 
 if __name__ == "__main__":

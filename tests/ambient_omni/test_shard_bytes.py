@@ -1,9 +1,6 @@
-import numpy as np
 import pytest
-import torch
-from torch.utils.data import DataLoader
 
-from ambient_omni.data.shard_bytes import ShardBytes, stack_shared
+from ambient_omni.data.shard_bytes import ShardBytes
 from schemas.errors import BadInput
 from schemas.ids import sample_id_of
 
@@ -23,15 +20,3 @@ def test_a_shard_that_vanished_or_was_cut_is_said_with_the_sample(trainable):
     path.unlink()
     with pytest.raises(BadInput, match=r"cannot be read .* sample number 5 is in it"):
         ShardBytes.from_table(trainable.path, ["ref"])[5]
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_stacked_images_leave_a_worker_as_they_were(num_workers):
-    images = [np.full((2, 3, 3), number, np.uint8) for number in range(8)]
-    loader = DataLoader(
-        images,
-        batch_size=4,
-        num_workers=num_workers,
-        collate_fn=lambda rows: stack_shared(iter(rows), len(rows)),
-    )
-    assert np.array_equal(torch.cat(list(loader)).numpy(), np.stack(images))
