@@ -1,6 +1,6 @@
 """Scoring over Spark beside a bare pool and beside cleanvision, and its memory over many images.
 
-`python -m benchmarks.scoring [--rounds 5] [--images 10000]`
+`python -m benchmarks.scoring [--rounds 5] [--images 100000] [--only peers|memory]`
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import io
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import tarfile
@@ -18,6 +19,7 @@ from multiprocessing.pool import Pool
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from benchmarks.common import cache_folder, ratio_of_rounds, record
@@ -35,6 +37,7 @@ CLEANVISION = "cleanvision==0.3.7"
 CLASSIC_CHECKS = (
     "dark", "light", "odd_aspect_ratio", "odd_size", "low_information", "blurry", "grayscale",
 )  # fmt: skip
+_QUALITIES = (95, 90, 85, 80, 75, 60)
 # As many images a piece of the pool's work as a small batch's task has.
 _PIECE = 64
 
@@ -42,15 +45,18 @@ _PIECE = 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=10_000, help="tiles of the memory run")
+    parser.add_argument("--images", type=int, default=100_000, help="tiles of the memory run")
+    parser.add_argument("--only", choices=("peers", "memory"), help="one half of it")
     parser.add_argument("--memory-child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_child is not None:
         memory_child(options.memory_child)
         return
     with tempfile.TemporaryDirectory() as work:
-        beside_peers(Path(work), options.rounds)
-        memory(Path(work), options.images)
+        if options.only != "memory":
+            beside_peers(Path(work), options.rounds)
+        if options.only != "peers":
+            memory(Path(work), options.images)
 
 
 def beside_peers(work: Path, rounds: int) -> None:
@@ -61,7 +67,9 @@ def beside_peers(work: Path, rounds: int) -> None:
     files = sorted(folder.glob("*.jpg"))
     times: dict[str, list[float]] = {"job": [], "pool": [], "cleanvision": []}
     peer = _cleanvision_python()
-    with multiprocessing.get_context("spawn").Pool(2, _fast_decoder) as pool:
+    # As in the session's workers: two processes of one thread each are faster than of two.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
         for number in range(rounds + 1):
             taken = {
                 "job": _timed_job(root, "photos"),
@@ -84,7 +92,7 @@ def beside_peers(work: Path, rounds: int) -> None:
         compared_with="two processes that decode with simplejpeg and run the same scorers",
         spread=spread,
         note=f"{what}; the job also hashes the bytes, writes Parquet and commits",
-        packages=("numpy", "pillow", "pyspark", "pyarrow"),
+        packages=("numpy", "simplejpeg", "pyspark", "pyarrow"),
     )
     figure, spread = ratio_of_rounds(times["cleanvision"], times["job"])
     record(
@@ -96,7 +104,7 @@ def beside_peers(work: Path, rounds: int) -> None:
         compared_with=f"{CLEANVISION}, n_jobs=2, its seven checks that look at one image",
         spread=spread,
         note=f"{what}; imports and the start of both are left out",
-        packages=("numpy", "pillow", "pyspark", "pyarrow"),
+        packages=("numpy", "simplejpeg", "pyspark", "pyarrow"),
     )
 
 
@@ -121,36 +129,19 @@ def _timed_pool(pool: Pool, files: list[Path]) -> float:
     return seconds
 
 
-def _fast_decoder() -> None:
-    """Let a worker find simplejpeg, which is installed beside the environment."""
-    folder = cache_folder("simplejpeg")
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
-
-
 def _score_files(files: list[Path]) -> int:
-    import simplejpeg
-
     images = [simplejpeg.decode_jpeg(file.read_bytes()) for file in files]
     return len(CLASSICAL.score(images).reasons)
 
 
 def _photographs(folder: Path) -> Path:
-    """Write each landscape at two JPEG qualities; return the folder."""
+    """Write each landscape at several JPEG qualities; return the folder."""
     folder.mkdir(parents=True)
     for path in sorted(landscapes().glob("*.jpg")):
         with Image.open(path) as image:
-            for quality in (90, 75):
+            for quality in _QUALITIES:
                 image.convert("RGB").save(folder / f"{path.stem}-{quality}.jpg", quality=quality)
-    _install_simplejpeg()
     return folder
-
-
-def _install_simplejpeg() -> None:
-    target = cache_folder("simplejpeg")
-    if not (target / "simplejpeg").exists():
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target)]
-        subprocess.run([*pip, "simplejpeg==1.9.0"], check=True)
 
 
 def _cleanvision_python() -> Path:
@@ -201,7 +192,7 @@ def memory(work: Path, count: int) -> None:
         compared_with="resident memory after the first tenth of the images",
         spread=f"one run; {early / 2**20:.0f} MiB after a tenth, {late / 2**20:.0f} MiB at the end",
         note=f"{found['images']} images of 32 x 32 in one worker process, all weightless packs",
-        packages=("numpy", "pillow", "pyarrow"),
+        packages=("numpy", "simplejpeg", "pyarrow"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Classical measures of an image, vectorised over images of one size.
+"""Classical measures of an image, out of sums that are made in one pass over its pixels.
 
 Shapes: B images, H height, W width. Luma is 0..255. Each function returns float64 (B,).
 """
@@ -9,21 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.scorers import pixels as pixels_module
+from pipelines.scorers import sums as sums_module
 from pipelines.scorers.base import Pack, Scorer
 from pipelines.scorers.pixels import Pixels
+from pipelines.scorers.sums import BLOCK, MILLI, num_steps
 
-BLOCK = 8  # side of a JPEG block, pixels
 # A step of one luma level is rounding; added to both sides of the ratio it keeps flat images at 1.
 _STEP_FLOOR = 1.0
 
 
 def sharpness(pixels: Pixels) -> NDArray[np.float64]:
     """Variance of the 4-neighbour Laplacian of luma."""
-    y = pixels.luma_BHW
-    laplacian = (
-        y[:, :-2, 1:-1] + y[:, 2:, 1:-1] + y[:, 1:-1, :-2] + y[:, 1:-1, 2:] - 4 * y[:, 1:-1, 1:-1]
-    )
-    return np.asarray(laplacian.var(axis=(1, 2), dtype=np.float64))
+    _, height, width = pixels.shape
+    num = (height - 2) * (width - 2)
+    mean = pixels.sums.laplacian / num
+    variance = np.maximum(pixels.sums.laplacian_square / num - mean**2, 0.0)
+    return np.asarray(variance / MILLI**2)
 
 
 def blockiness(pixels: Pixels) -> NDArray[np.float64]:
@@ -32,15 +33,10 @@ def blockiness(pixels: Pixels) -> NDArray[np.float64]:
     The grid begins at the upper left pixel, as JPEG's does; a crop or resize after compression
     moves it and hides it from this measure.
     """
-    y = pixels.luma_BHW
-    across = np.abs(np.diff(y, axis=2))
-    down = np.abs(np.diff(y, axis=1))
-    # Step k lies between pixels k and k + 1, so a border of blocks is every eighth from the 7th.
-    at_column = np.arange(across.shape[2]) % BLOCK == BLOCK - 1
-    at_row = np.arange(down.shape[1]) % BLOCK == BLOCK - 1
-    border = _mean_of(across[:, :, at_column], down[:, at_row, :])
-    inside = _mean_of(across[:, :, ~at_column], down[:, ~at_row, :])
-    return np.asarray((border + _STEP_FLOOR) / (inside + _STEP_FLOOR))
+    num_border, num_inner = num_steps(*pixels.shape[1:])
+    border = pixels.sums.border_steps / num_border / MILLI
+    inner = pixels.sums.inner_steps / num_inner / MILLI
+    return np.asarray((border + _STEP_FLOOR) / (inner + _STEP_FLOOR))
 
 
 def noise_std(pixels: Pixels) -> NDArray[np.float64]:
@@ -49,42 +45,35 @@ def noise_std(pixels: Pixels) -> NDArray[np.float64]:
     The mask [[1, -2, 1], [-2, 4, -2], [1, -2, 1]] is blind to constant and linear shading;
     fine texture counts as noise.
     """
-    y = pixels.luma_BHW
-    rows = y[:, :-2] - 2 * y[:, 1:-1] + y[:, 2:]
-    response = rows[:, :, :-2] - 2 * rows[:, :, 1:-1] + rows[:, :, 2:]
+    _, height, width = pixels.shape
     # For N(0, s^2) noise the response has variance 36 s^2 and mean magnitude 6 s sqrt(2/pi).
-    mean_magnitude = np.abs(response).mean(axis=(1, 2), dtype=np.float64)
+    mean_magnitude = pixels.sums.double_laplacian / ((height - 2) * (width - 2)) / MILLI
     return np.asarray(np.sqrt(np.pi / 2) / 6 * mean_magnitude)
 
 
 def saturation(pixels: Pixels) -> NDArray[np.float64]:
     """Mean of HSV saturation, (max - min) / max, black counting as 0."""
-    # A reduction over an axis of three costs ten times these.
-    red, green, blue = (pixels.rgb_BHW3[..., channel] for channel in range(3))
-    highest = np.maximum(np.maximum(red, green), blue)
-    span = highest - np.minimum(np.minimum(red, green), blue)
-    share = span / np.maximum(highest, 1)
-    return np.asarray(share.mean(axis=(1, 2), dtype=np.float64))
+    _, height, width = pixels.shape
+    # Float32 sums of shares may end a hair above their number.
+    return np.minimum(pixels.sums.saturation / (height * width), 1.0)
 
 
 def contrast(pixels: Pixels) -> NDArray[np.float64]:
     """Standard deviation of luma (RMS contrast)."""
-    return np.asarray(pixels.luma_BHW.std(axis=(1, 2), dtype=np.float64))
+    _, height, width = pixels.shape
+    return np.asarray(np.sqrt(pixels.sums.luma_deviation / (height * width)) / MILLI)
 
 
 def brightness(pixels: Pixels) -> NDArray[np.float64]:
     """Mean luma."""
-    # The float32 weights sum to a hair above 1.
-    mean = pixels.luma_BHW.mean(axis=(1, 2), dtype=np.float64)
-    return np.asarray(np.minimum(mean, 255.0))
+    _, height, width = pixels.shape
+    return np.minimum(pixels.sums.luma / (height * width) / MILLI, 255.0)
 
 
 def entropy(pixels: Pixels) -> NDArray[np.float64]:
     """Shannon entropy, in bits, of the histogram of luma rounded to 256 levels."""
-    count, height, width = pixels.shape
-    levels = np.rint(pixels.luma_BHW).astype(np.uint8).reshape(count, -1)
-    histogram = np.stack([np.bincount(image, minlength=256) for image in levels])
-    share = histogram / (height * width)
+    _, height, width = pixels.shape
+    share = pixels.sums.histogram / (height * width)
     bits = -(share * np.log2(share, where=share > 0, out=np.zeros_like(share))).sum(axis=1)
     # The negated sum of one whole level is -0.0.
     return np.asarray(np.maximum(bits, 0.0))
@@ -102,14 +91,9 @@ def min_side(pixels: Pixels) -> NDArray[np.float64]:
     return np.full(count, float(min(height, width)))
 
 
-def _mean_of(*parts: NDArray[np.float32]) -> NDArray[np.float64]:
-    total = sum(p.sum(axis=(1, 2), dtype=np.float64) for p in parts)
-    return np.asarray(total / sum(p.shape[1] * p.shape[2] for p in parts), np.float64)
-
-
 CLASSICAL = Pack(
     name="classical",
-    code=(Path(__file__), Path(pixels_module.__file__)),
+    code=(Path(__file__), Path(sums_module.__file__), Path(pixels_module.__file__)),
     scorers=(
         Scorer(
             "sharpness",

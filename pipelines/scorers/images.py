@@ -43,7 +43,8 @@ class Images:
             step = max(1, _PIECE_PIXELS // max(1, shape[0] * shape[1]))
             for start in range(0, len(places), step):
                 part = places[start : start + step]
-                yield part, Pixels(np.stack([self.arrays[i] for i in part]))
+                arrays = [self.arrays[i] for i in part]
+                yield part, Pixels(arrays[0][None] if len(arrays) == 1 else np.stack(arrays))
 
     def once(self, key: Any, make: Callable[[], Made]) -> Made:
         """Return what `make` gives, made at the first call with that key.

@@ -8,6 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.scorers.sums import Sums, sums_of
+
 
 class Pixels:
     """Images of one size, with the intermediate that several scorers share made once.
@@ -24,6 +26,11 @@ class Pixels:
         weights = np.array([0.299, 0.587, 0.114], np.float32)
         luma: NDArray[np.float32] = self.rgb_BHW3.astype(np.float32) @ weights
         return luma
+
+    @cached_property
+    def sums(self) -> Sums:
+        """What the classical measures are made of."""
+        return sums_of(self.rgb_BHW3)
 
     @property
     def shape(self) -> tuple[int, int, int]:
