@@ -24,6 +24,7 @@ from schemas.root import Root
 if TYPE_CHECKING:
     from ambient_omni.evaluation import HeldOutLoss
     from ambient_omni.training.config import TrainConfig
+    from pipelines.jobs.agreement import Agreement
 
 
 def classifier_id_of(root: Root, request: Request) -> str:
@@ -137,6 +138,28 @@ def evaluate_once(root: Root, run_id: str, reference_set: str, max_images: int) 
     ):
         return known
     return evaluate(root, run_id, reference_set)
+
+
+def agreement_of(root: Root, request: Request, batch: str) -> "Agreement":
+    """Hold a batch's curves against the exhaustive search, read as the main arm reads them."""
+    from ambient_omni.classifier.annotators import Reading
+    from ambient_omni.classifier.config import ExhaustiveConfig
+    from pipelines.jobs.agreement import agreement
+
+    recipe, config = request.full_recipe, request.operations.agreement
+    rule = recipe.arms[recipe.main_arm]
+    reading = Reading()
+    if isinstance(rule, ClassifierRule):
+        reading = Reading(rule.tau, rule.smoothing_octaves, rule.decay_exponent)
+    bins = min(ExhaustiveConfig().num_bins, config.num_levels // 2)
+    return agreement(
+        root,
+        batch,
+        classifier_id_of(root, request),
+        reading,
+        num_images=config.num_images,
+        search=ExhaustiveConfig(num_levels=config.num_levels, num_bins=bins),
+    )
 
 
 def judging_set(request: Request) -> str:

@@ -182,6 +182,40 @@ def classifier_is_valid(project: Project) -> dg.AssetCheckResult:
     return _result(_outside_band(row), metadata, dg.AssetCheckSeverity.WARN)
 
 
+@dg.asset_check(
+    asset="noise_curves",
+    blocking=True,
+    description=(
+        "Levels read off the curves lie near those of the exhaustive search, on a few images of "
+        "the batch: `operations.agreement`. A warning unless the recipe says that it blocks."
+    ),
+)
+def curves_agree_with_the_search(
+    context: dg.AssetCheckExecutionContext, project: Project
+) -> dg.AssetCheckResult:
+    """Ask the search about some images."""
+    from dagster_project.arms import agreement_of
+
+    config = project.operations.agreement
+    found = agreement_of(project.root, project.request, context.partition_key)
+    problem = ""
+    if found.median_octaves > config.max_median_octaves:
+        problem = (
+            f"levels of {context.partition_key} are {found.median_octaves:.2f} octaves from the "
+            f"exhaustive search in the median, more than {config.max_median_octaves:g}; furthest "
+            f"off: sample_row {list(found.farthest)}. Ask the classifier with more noisings, or "
+            "prepare a new head on this pool"
+        )
+    metadata = {
+        "images": found.num_images,
+        "median_octaves": round(found.median_octaves, 4),
+        "p95_octaves": round(found.p95_octaves, 4),
+        "seconds": round(found.seconds, 2),
+    }
+    severity = dg.AssetCheckSeverity
+    return _result(problem, metadata, severity.ERROR if config.block else severity.WARN)
+
+
 def _outside_band(row: Mapping[str, Any]) -> str:
     """Say where a classifier's balanced accuracy cannot be right, by three standard errors."""
     name = row["classifier_id"]

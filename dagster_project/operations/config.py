@@ -68,6 +68,19 @@ class ClassifierLife(_Frozen):
     )
 
 
+class AgreementConfig(_Frozen):
+    """How the curves of a batch are held against the exhaustive search, on a few of its images."""
+
+    num_images: int = Field(default=16, ge=1, description="Drawn by their content.")
+    num_levels: int = Field(default=128, ge=4, description="Of the search, with 4 noisings each.")
+    max_median_octaves: float = Field(
+        default=0.5, gt=0, description="Largest median distance of the levels."
+    )
+    block: bool = Field(
+        default=False, description="Fail the batch's run where it is larger; else only say so."
+    )
+
+
 class RetrainConfig(_Frozen):
     """When the annotated pool has grown enough for a new model."""
 
@@ -127,6 +140,7 @@ class OperationsConfig(_Frozen):
         timezone: of that schedule.
         drift: what a batch is compared by.
         classifier: promotion of noise classifiers.
+        agreement: of curves with the exhaustive search.
         retrain: when a new model is due.
         launch: how training is started from the web page and by `ambient-omni train`.
         notify: who is told.
@@ -139,6 +153,7 @@ class OperationsConfig(_Frozen):
     timezone: str = "UTC"
     drift: DriftConfig = DriftConfig()
     classifier: ClassifierLife = ClassifierLife()
+    agreement: AgreementConfig = AgreementConfig()
     retrain: RetrainConfig = RetrainConfig()
     launch: LaunchConfig = LaunchConfig()
     notify: NotifyConfig = NotifyConfig()

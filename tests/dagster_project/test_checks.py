@@ -7,7 +7,7 @@ from dagster_project.arms import policy_of
 from dagster_project.defs import checks
 from dagster_project.defs.project import Project
 from dagster_project.recipe import load_recipe
-from dagster_project.request import BatchRequest, Request, Verdict, judge
+from dagster_project.request import BatchRequest, Request, Verdict, change_request, judge
 from schemas.registry import contract
 
 
@@ -185,3 +185,23 @@ def test_a_null_score_needs_a_reason():
     assert "1 rows with no sharpness and no reason, first sample_row [2]" in (
         checks._unexplained_nulls(rows)
     )
+
+
+def test_curves_that_disagree_with_the_search_are_named_and_block_if_asked_to(
+    root, check, monkeypatch
+):
+    from dagster_project import arms
+    from pipelines.jobs.agreement import Agreement
+
+    found = Agreement(16, 0.8, 2.0, (7, 3), 1.0)
+    monkeypatch.setattr(arms, "agreement_of", lambda *_: found)
+    said = check("curves_agree_with_the_search", "pool")
+    assert not said.passed
+    assert said.severity.value == "WARN"
+    assert "0.80 octaves" in said.description
+    assert "[7, 3]" in said.description
+    change_request(root, lambda r: r.model_copy(update={"recipe": r.recipe | {"operations": {
+        "agreement": {"block": True}}}}))  # fmt: skip
+    assert check("curves_agree_with_the_search", "pool").severity.value == "ERROR"
+    monkeypatch.setattr(arms, "agreement_of", lambda *_: Agreement(16, 0.2, 2.0, (), 1.0))
+    assert check("curves_agree_with_the_search", "pool").passed
