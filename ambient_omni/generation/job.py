@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 
 from ambient_omni.generation.config import GenerateJob, SampleConfig
 from ambient_omni.generation.grids import save_grid
 from ambient_omni.generation.outputs import Folder, Output, Tar, claim
 from ambient_omni.generation.sampling import Sampler
+from ambient_omni.generation.sharing import first_in_main, processes, share
 from ambient_omni.progress import progress
 from ambient_omni.training.trained import TrainedModel, load_trained
 from schemas.errors import BadInput
@@ -27,7 +30,8 @@ def generate(root: Root, job: GenerateJob, *, show: bool = True) -> int:
     """Generate images with a run's selected checkpoint, with a grid and their parents.
 
     Images that are there already are kept: the same call goes on with what was interrupted, and a
-    greater number adds to what there is.
+    greater number adds to what there is. Processes that were launched together share the images,
+    which are those that one process would have made.
 
     Args:
         root: where the run is.
@@ -41,6 +45,11 @@ def generate(root: Root, job: GenerateJob, *, show: bool = True) -> int:
         BadInput: there is no such run or prompts file, or the folder holds other images.
         CheckpointRefused: the checkpoint is damaged.
     """
+    with processes() as here:
+        return _generate(root, job, here, show=show and here.is_main_process)
+
+
+def _generate(root: Root, job: GenerateJob, here: PartialState, *, show: bool) -> int:
     trained = load_trained(root, job.run_id, checkpoint_path(root, job.run_id, job.checkpoint))
     config, out = _with_prompts(job), job.out.expanduser()
     trained.config.require_guidable(config)
@@ -52,10 +61,16 @@ def generate(root: Root, job: GenerateJob, *, show: bool = True) -> int:
         trained.config.prior,
         job.batch_size,
     )
-    claim(out, _settings(job, config, trained))
+    first_in_main(lambda: claim(out, _settings(job, config, trained)), here)
     output = Tar(out, job.images_per_shard) if job.format == "tar" else Folder(out)
-    _fill(output, sampler, config.num_images, show)
-    _describe(output, sampler, config.num_images, out)
+    missing = output.missing(config.num_images)
+    # A shard is one process's; images of a folder are anybody's.
+    mine = share(missing, None if job.format == "tar" else job.batch_size, here)
+    here.wait_for_everyone()  # until all know what is missing
+    _fill(output, sampler, mine, config.num_images - _count(missing), show)
+    here.wait_for_everyone()
+    if here.is_main_process:
+        _describe(output, sampler, config.num_images, out)
     return config.num_images
 
 
@@ -73,15 +88,18 @@ def checkpoint_path(root: Root, run_id: str, name: str | None) -> Path | None:
     return path
 
 
-def _fill(output: Output, sampler: Sampler, count: int, show: bool) -> None:
-    missing = output.missing(count)
-    initial = count - sum(len(numbers) for numbers in missing)
-    with progress(
-        total=count, initial=initial, label="generating", unit="images", show=show
-    ) as bar:
+def _fill(
+    output: Output, sampler: Sampler, missing: Sequence[range], there: int, show: bool
+) -> None:
+    total = there + _count(missing)
+    with progress(total=total, initial=there, label="generating", unit="images", show=show) as bar:
         for numbers in missing:
             facts = [sampler.facts(number) for number in numbers]
             output.write(numbers, _counted(sampler.images(numbers), bar), facts)
+
+
+def _count(runs: Sequence[range]) -> int:
+    return sum(len(numbers) for numbers in runs)
 
 
 def _counted(images: Any, bar: Any) -> Any:

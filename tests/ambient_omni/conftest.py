@@ -116,11 +116,19 @@ def config():
 
 @pytest.fixture(scope="session")
 def launcher():
-    """`launcher(root, config, world=1, kill_after=None, ...)`: exit codes per process."""
+    """`launcher(root, config, world=1, kill_after=None, ...)`: exit codes per process.
+
+    `launcher.generate(root, job, world)` likewise.
+    """
     program = Path(__file__).parents[1] / "data" / "training_launcher.py"
     with subprocess.Popen(
         [sys.executable, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
+
+        def answer(job):
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
 
         def launch(root, config, world=1, kill_after=None, kill_at=None, stop_at=None, trace=None):
             job = {
@@ -132,10 +140,13 @@ def launcher():
                 "stop_at": stop_at,
                 "trace": None if trace is None else str(trace),
             }
-            process.stdin.write(json.dumps(job) + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
+            return answer(job)
 
+        def generate(root, job, world):
+            settings = job.model_dump(mode="json")
+            return answer({"world": world, "root": str(root.path), "generate": settings})
+
+        launch.generate = generate
         yield launch
         process.stdin.close()
 

@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from ambient_omni.generation.config import GenerateJob, SampleConfig
 from ambient_omni.generation.grids import save_grid
 from ambient_omni.generation.job import generate
 from ambient_omni.generation.outputs import Folder, Tar
+from ambient_omni.generation.sharing import share
 from ambient_omni.training.trainer import train
 from schemas.errors import BadInput
 
@@ -24,6 +26,7 @@ def run(trainable, config):
         job = GenerateJob(run_id=run_id, out=out, samples=SampleConfig(**samples), **changes)
         return generate(trainable, job, show=False)
 
+    make.run_id = run_id
     return make
 
 
@@ -82,6 +85,41 @@ def test_shards_hold_what_the_folder_holds(run, tmp_path):
         same = np.asarray(Image.open(tmp_path / "folder" / f"{number:06d}.png"))
         assert np.array_equal(image, same)
         assert json.loads(held[f"{number:08d}.json"])["number"] == number
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["folder", "tar"])
+def test_processes_that_share_the_images_make_those_of_one_process(
+    trainable, run, launcher, tmp_path, format
+):
+    shape = {"format": format, "images_per_shard": 3, "batch_size": 2}
+    run(tmp_path / "one", 9, **shape)
+    out = tmp_path / "two"
+    job = {"run_id": run.run_id, "out": out, "samples": {"num_images": 9, "num_steps": 2}, **shape}
+    # A part is there already.
+    run(out, 3, **shape)
+    assert launcher.generate(trainable, GenerateJob(**job), 2) == [0, 0]
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == sorted(path.name for path in out.iterdir())
+    for name in names:
+        assert (out / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+    # Refused in every process, and nobody waits for the others.
+    other = {**job, "samples": {"num_images": 9, "num_steps": 3}}
+    assert launcher.generate(trainable, GenerateJob(**other), 2) == [1, 1]
+
+
+def test_shares_are_whole_batches_or_whole_runs_and_together_are_everything():
+    runs = [range(5), range(7, 8), range(10, 16)]
+    for size in (None, 2, 3):
+        shares = [
+            share(runs, size, SimpleNamespace(process_index=rank, num_processes=3))
+            for rank in range(3)
+        ]
+        parts = [part for mine in shares for part in mine]
+        assert sorted(n for part in parts for n in part) == [n for run in runs for n in run]
+        alone = share(runs, size, SimpleNamespace(process_index=0, num_processes=1))
+        assert sorted(parts, key=lambda part: part.start) == alone
+        assert (alone == runs) is (size is None)
 
 
 def test_shards_that_are_whole_are_kept_and_the_others_made_again(run, tmp_path, monkeypatch):

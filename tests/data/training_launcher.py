@@ -1,11 +1,12 @@
-"""Trains in forked processes that can be killed: a line of JSON in, a line of JSON out.
+"""Trains or generates in forked processes that can be killed: lines of JSON in and out.
 
 Importing torch and diffusers takes seconds, forking milliseconds. This process opens no table and
 starts no thread before it forks, so its children are as good as new ones.
 
 A job is {"world": processes, "root": path, "config": TrainConfig, "kill_after": seconds or null,
-"kill_at": step or null, "stop_at": step or null, "trace": folder or null}; the answer is the list
-of exit codes. Every process appends to `trace/RANK.jsonl` what each step trained on.
+"kill_at": step or null, "stop_at": step or null, "trace": folder or null}, or {"world", "root",
+"generate": GenerateJob}; the answer is the list of exit codes. Every process appends to
+`trace/RANK.jsonl` what each step trained on.
 """
 
 import hashlib
@@ -18,6 +19,8 @@ import time
 import traceback
 from pathlib import Path
 
+from ambient_omni.generation.config import GenerateJob
+from ambient_omni.generation.job import generate
 from ambient_omni.training.config import TrainConfig
 from ambient_omni.training.trainer import Trainer, TrainingStopped, train
 from schemas.root import Root
@@ -59,13 +62,17 @@ def run(job, rank, port):
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
+    root = Root.open(Path(job["root"]))
+    if "generate" in job:
+        generate(root, GenerateJob.model_validate(job["generate"]), show=False)
+        return
     if job["trace"]:
         traced(Path(job["trace"]), rank)
     if job["kill_at"] is not None:
         signalled(job["kill_at"], signal.SIGKILL)
     if job["stop_at"] is not None and rank == job["world"] - 1:
         signalled(job["stop_at"], signal.SIGTERM)
-    train(Root.open(Path(job["root"])), TrainConfig.model_validate(job["config"]), show=False)
+    train(root, TrainConfig.model_validate(job["config"]), show=False)
 
 
 def fork(job, rank, port):
@@ -95,7 +102,7 @@ def free_port():
 def answer(job):
     port = free_port()
     children = [fork(job, rank, port) for rank in range(job["world"])]
-    if job["kill_after"] is not None:
+    if job.get("kill_after") is not None:
         time.sleep(job["kill_after"])
         for child in children:
             os.kill(child, signal.SIGKILL)
