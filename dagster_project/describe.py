@@ -125,5 +125,11 @@ def _cell(value: Any) -> str:
 
 def picture(png: bytes, alternative: str) -> dg.MarkdownMetadataValue:
     """Return a small PNG as metadata that the web page shows inline."""
-    data = base64.b64encode(png).decode()
-    return dg.MetadataValue.md(f"![{alternative}](data:image/png;base64,{data})")
+    return pictures_below([png], alternative)
+
+
+def pictures_below(pngs: Sequence[bytes], alternative: str) -> dg.MarkdownMetadataValue:
+    """Return small PNGs, one below the other."""
+    data = [base64.b64encode(png).decode() for png in pngs]
+    lines = [f"![{alternative}](data:image/png;base64,{text})" for text in data]
+    return dg.MetadataValue.md("\n\n".join(lines))

@@ -1,26 +1,35 @@
 """Plots and mosaics of materializations, small enough to live in the run history."""
 
 import importlib.util
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import dagster as dg
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from PIL import Image
 
 from ambient_omni.data.packs import Pack
 from ambient_omni.data.transforms import Transform
 from dagster_project.bands import BANDS
-from dagster_project.describe import picture
+from dagster_project.describe import picture, pictures_below, plain_table
+from schemas.errors import AmbientOmniError
 from schemas.registry import contract
 from schemas.root import Root
+
+if TYPE_CHECKING:
+    from pipelines.policies import AnyPolicy, CropWindow
 
 Metadata = dict[str, Any]
 
 NUM_MOSAIC_IMAGES = 48
+NUM_GRIDS = 4
+MAX_STRIP_SIDE = 640
 # The history holds pictures as text in its rows; larger ones are only looked at in the run folder.
 MAX_PICTURE_BYTES = 400_000
 _HISTOGRAMS = {
@@ -126,13 +135,44 @@ def level_pictures(root: Root, batch: str, policies: Mapping[str, str]) -> Metad
     return found
 
 
+def crop_pictures(root: Root, batch: str, policies: Mapping[str, "AnyPolicy"]) -> Metadata:
+    """Return, per rule of windows, what its crops say of some images and its table of windows."""
+    from pipelines.policies import CropWindow
+
+    found: Metadata = {}
+    for name, policy in policies.items():
+        if not isinstance(policy, CropWindow):
+            continue
+        sizes = zip(policy.sizes, policy.sigma_max, strict=True)
+        rows = [{"side of the crops": size, "usable below sigma": level} for size, level in sizes]
+        found[f"windows_{name}"] = dg.MetadataValue.md(plain_table(rows))
+        if can_draw():
+            found |= _crop_maps(root, batch, name, policy)
+    return found
+
+
+def _crop_maps(root: Root, batch: str, name: str, policy: "CropWindow") -> Metadata:
+    from pipelines.jobs.windows import pictured
+
+    size = policy.sizes[len(policy.sizes) // 2]
+    try:
+        maps = pictured(root, batch, policy.crop_classifier_id, size)
+    except AmbientOmniError:  # a picture must not fail what it illustrates
+        return {}
+    if not maps or sum(map(len, maps)) > MAX_PICTURE_BYTES:
+        return {}
+    return {f"crop_maps_{name}": pictures_below(maps, f"crops of side {size} of {batch}")}
+
+
 def run_pictures(root: Root, run_id: str) -> Metadata:
-    """Return a run's curves so far and its newest samples."""
+    """Return a run's curves so far, its newest samples, and how they came to be."""
     folder = root.runs / run_id
     found: Metadata = {}
     grids = sorted(folder.glob("samples*.png"), key=lambda path: path.stat().st_mtime)
     if grids and grids[-1].stat().st_size <= MAX_PICTURE_BYTES:
         found["samples"] = picture(grids[-1].read_bytes(), f"samples of run {run_id}")
+    if over_time := _over_time(grids):
+        found["samples_over_time"] = over_time
     if not can_draw():
         return found
     from pipelines.report.plots import training_curves
@@ -143,6 +183,38 @@ def run_pictures(root: Root, run_id: str) -> Metadata:
             png = training_curves({"run": (seen, values)}, title=title, ylabel=name)
             found[f"curve_{name}"] = picture(png, title)
     return found
+
+
+def _over_time(grids: Sequence[Path]) -> dg.MarkdownMetadataValue | None:
+    """Return some of a run's grids from first to last, a row of each, with their steps."""
+    steps = [grid for grid in grids if grid.stem.removeprefix("samples-").isdigit()]
+    if len(steps) < 2:
+        return None
+    places = np.unique(np.linspace(0, len(steps) - 1, NUM_GRIDS).astype(int))
+    chosen = [steps[place] for place in places]
+    said = ", ".join(f"{int(grid.stem.removeprefix('samples-')):,}" for grid in chosen)
+    return picture(_first_rows(chosen), f"first samples after steps {said}, from above")
+
+
+def _first_rows(grids: Sequence[Path]) -> bytes:
+    """Return the first row of each grid under that of the one before, as PNG."""
+    rows = []
+    for grid in grids:
+        with Image.open(grid) as opened:
+            side = min(opened.width, opened.height)
+            whole = opened.convert("RGB")
+            # A grid is about a square of images; its top quarter holds the first row or rows.
+            rows.append(whole.crop((0, 0, opened.width, max(1, side // 4))))
+    width, height = max(r.width for r in rows), sum(r.height for r in rows)
+    canvas = Image.new("RGB", (width, height + 2 * (len(rows) - 1)), (128, 128, 128))
+    top = 0
+    for row in rows:
+        canvas.paste(row, (0, top))
+        top += row.height + 2
+    canvas.thumbnail((MAX_STRIP_SIDE, MAX_STRIP_SIDE))
+    out = io.BytesIO()
+    canvas.save(out, "PNG", optimize=True)
+    return out.getvalue()
 
 
 def _metric(folder: Path, name: str) -> tuple[list[float], list[float]]:

@@ -10,7 +10,12 @@ from dagster_project.defs.partitions import INGEST_BATCHES, all_of, same_batch
 from dagster_project.defs.project import Project
 from dagster_project.describe import described, line_of, static_metadata
 from dagster_project.galleries import level_gallery
-from dagster_project.pictures import band_picture, classifier_picture, level_pictures
+from dagster_project.pictures import (
+    band_picture,
+    classifier_picture,
+    crop_pictures,
+    level_pictures,
+)
 
 
 @dg.asset(
@@ -105,6 +110,7 @@ def noise_annotations(context: dg.AssetExecutionContext, project: Project) -> Re
         "line": f"{line_of(reports[recipe.main_arm])} under each of {len(ids)} policies",
         **level_pictures(root, batch, ids),
         **band_picture(root, batch, ids),
+        **crop_pictures(root, batch, policies),
         **level_gallery(root, recipe.transform, batch, ids[recipe.main_arm]),
     }
     return job_result(root, reports[recipe.main_arm], "noise_annotations", main, more=more)

@@ -150,18 +150,58 @@ def draw_maps(
     from ambient_omni.windows.crop_classifier import load_crop_classifier
     from pipelines.report.drawing.crop_map import draw_crop_map
 
-    pack = Pack.open(root.packs, load_crop_classifier(root, crop_classifier_id).transform_id, batch)
-    if len(pack.shape) != 3 or pack.shape[2] != 3:
-        raise BadInput("crop maps of latents cannot be drawn over an image; draw those of pixels")
+    pack = _pixels(root, load_crop_classifier(root, crop_classifier_id).transform_id, batch)
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for place in np.unique(np.linspace(0, len(pack) - 1, min(count, len(pack))).astype(np.int64)):
+    for place in _spread_over(pack, count):
         row = int(pack.sample_rows[place])
         said = read_map(root, crop_classifier_id, batch, size, row)
-        caption = f"{batch}, sample_row {row}: mean P(in domain) {said.mean():.2f}"
         files.append(folder / f"{batch}-{row}-{size}.png")
-        files[-1].write_bytes(draw_crop_map(pack.take(place[None])[0], said, size, caption))
+        image = pack.take(place[None])[0]
+        files[-1].write_bytes(draw_crop_map(image, said, size, _caption(batch, row, said)))
     return files
+
+
+def pictured(
+    root: Root, batch: str, crop_classifier_id: str, size: int, count: int = 3
+) -> list[bytes]:
+    """Return drawn maps of images spread over a batch, PNG each; nothing is kept.
+
+    Raises:
+        BadInput: the maps are of latents, which are no picture; or the size is not known.
+        TableMissing, PackMissing: there is no such classifier, or the batch has no pack.
+    """
+    from ambient_omni.windows.crop_classifier import load_crop_classifier
+    from pipelines.report.drawing.crop_map import draw_crop_map
+
+    classifier = load_crop_classifier(root, crop_classifier_id)
+    pack = _pixels(root, classifier.transform_id, batch)
+    places = _spread_over(pack, count)
+    samples = root.tables.read("samples", ["sample_row", "sample_id"], {"ingest_batch": batch})
+    names = dict(zip(*(samples[n].to_pylist() for n in samples.column_names), strict=True))
+    # Images that were taken down since the pack was made are nobody's to show.
+    places = places[[int(pack.sample_rows[p]) in names for p in places]]
+    rows, images = pack.sample_rows[places].tolist(), pack.take(places)
+    maps = classifier.maps(to_x0(images), [names[row] for row in rows], size)
+    return [
+        draw_crop_map(image, said, size, _caption(batch, row, said))
+        for row, image, said in zip(rows, images, maps, strict=True)
+    ]
+
+
+def _pixels(root: Root, transform_id: str, batch: str) -> Pack:
+    pack = Pack.open(root.packs, transform_id, batch)
+    if len(pack.shape) != 3 or pack.shape[2] != 3:
+        raise BadInput("crop maps of latents cannot be drawn over an image; draw those of pixels")
+    return pack
+
+
+def _spread_over(pack: Pack, count: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, len(pack) - 1, min(count, len(pack))).astype(np.int64))
+
+
+def _caption(batch: str, row: int, said: NDArray[np.floating]) -> str:
+    return f"{batch}, sample_row {row}: mean P(in domain) {said.mean():.2f}"
 
 
 def _measure(
