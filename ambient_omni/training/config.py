@@ -108,6 +108,11 @@ class TrainConfig(Frozen):
     name: str = Field(default="run", description="What people call it.")
     policy_id: str = Field(description="The annotation policy that the run obeys.")
     batches: tuple[str, ...] = Field(min_length=1, description="Ingest batches to train on.")
+    table_versions: dict[str, int] = Field(
+        default={},
+        description="Train on the tables as they were at these versions; those that are left out, "
+        "as they are when the run begins.",
+    )
     transform: Transform = Transform()
     latents: LatentConfig | None = Field(
         default=None, description="Train on latents of an autoencoder; none = on pixels."
@@ -274,6 +279,8 @@ class TrainConfig(Frozen):
 # A field that stands here must not change what is learned by more than rounding.
 _HOW_IT_RUNS: dict[str, Any] = {
     "name": True,
+    # What lies in the tables at these versions counts, not their numbers.
+    "table_versions": True,
     "loader": {"num_workers": True, "prefetch": True, "max_missing_samples": True},
     "micro_batch_size": True,
     "log_every_images": True,

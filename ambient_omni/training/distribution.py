@@ -13,8 +13,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
     broadcast_object_list,
     gather_object,
+    parse_flag_from_env,
 )
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -35,8 +37,10 @@ def make_accelerator(config: TrainConfig, folder: Path | None = None) -> Acceler
         folder: where trackers write; None = no trackers.
 
     Raises:
-        BadInput: fp16 without a GPU, or a tracker that is not installed.
+        BadInput: fp16 without a GPU, bf16 on one that has none, a tracker that is not installed, or
+            accelerate's own settings ask for another way to share the weights.
     """
+    _require_own_sharding()
     on_cpu = not torch.accelerator.is_available()
     if on_cpu and config.precision == "fp16":
         raise BadInput("precision fp16 needs a GPU: use bf16, or no, on this machine")
@@ -50,12 +54,27 @@ def make_accelerator(config: TrainConfig, folder: Path | None = None) -> Acceler
     torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
     # A second run in one process may want another precision; accelerate keeps the first's.
     AcceleratorState._reset_state(reset_partial_state=False)
+    try:
+        return _accelerator(config, folder, trackers, on_cpu)
+    except ValueError as error:
+        raise BadInput(
+            f"this machine cannot train with precision {config.precision}: {error}"
+        ) from error
+
+
+def _accelerator(
+    config: TrainConfig, folder: Path | None, trackers: list[str], on_cpu: bool
+) -> Accelerator:
     return Accelerator(
         # Said aloud: without it, processes on a machine without a GPU would not find each other.
         cpu=on_cpu,
         mixed_precision=config.precision,
         log_with=trackers or None,
         project_dir=folder,
+        # `accelerate launch` sets defaults for both, under which a loss would silently be divided
+        # and all of the network compiled; the run's own settings say what is wanted.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend="no",
         kwargs_handlers=[
             # Buffers are constants here; gradients need no second copy.
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -63,14 +82,40 @@ def make_accelerator(config: TrainConfig, folder: Path | None = None) -> Acceler
     )
 
 
+def _require_own_sharding() -> None:
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
+            raise BadInput(
+                f"accelerate is set to use {name}: launch without it (torchrun, or `accelerate "
+                "launch --multi_gpu`), and set distribution to fsdp to shard the weights"
+            )
+
+
 def start_trackers(
-    accelerator: Accelerator, config: TrainConfig, run_id: str, folder: Path
+    accelerator: Accelerator, config: TrainConfig, run_id: str, folder: Path, step: int
 ) -> None:
-    """Start the trackers that the accelerator was made with; a resumed run goes on in its own."""
+    """Start the trackers that the accelerator was made with; a resumed run goes on in its own.
+
+    Args:
+        accelerator: made with `folder`.
+        config: names the trackers.
+        run_id: of the run.
+        folder: of the run.
+        step: that it goes on from; what a killed process tracked after it is done again.
+    """
     if not config.trackers:
         return
-    wandb = {"id": run_id, "name": config.name, "resume": "allow", "dir": str(folder)}
-    accelerator.init_trackers(config.tracker_project, init_kwargs={"wandb": wandb})
+    settings = {
+        "wandb": {
+            "id": run_id,
+            "name": config.name,
+            "resume": "allow",
+            "dir": str(folder),
+            "config": config.identity(),
+        },
+        "tensorboard": {"purge_step": step + 1},
+    }
+    accelerator.init_trackers(config.tracker_project, init_kwargs=settings)
 
 
 def share(batch_size: int, accelerator: Accelerator) -> range:

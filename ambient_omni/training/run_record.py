@@ -45,16 +45,18 @@ class RunRecord:
 
         Raises:
             AnnotationMissing: the policy was never applied to one of the batches.
-            BadInput: there is no such batch, or what the run began with cannot be read.
+            BadInput: there is no such batch, or what the run began with cannot be read; or
+                `table_versions` names a table that no run reads.
+            TableMissing: a version that it names is gone.
         """
         config = settled(config)
-        versions = root.tables.versions(READ_TABLES)
+        versions = _versions(root, config)
         space, frozen = space_of(config).noise_space, frozen_weights(config)
         inputs = {
             "config": config.identity(),
             "noise_space": space,
             "pretrained": frozen.get("pretrained"),
-            "slices": _slices(root, config),
+            "slices": _slices(root, config, versions),
             # As it was defined: a take-down changes what a run trains on, not which run it is.
             "held_out": held_out(root, versions, exclude=False).fingerprint,
         }
@@ -193,15 +195,28 @@ def _read_begun(file: Path) -> tuple[dict[str, int], Pinned]:
         ) from error
 
 
-def _slices(root: Root, config: TrainConfig) -> dict[str, list[str]]:
-    slices = {}
+def _versions(root: Root, config: TrainConfig) -> dict[str, int]:
+    """Return the table versions of a run that begins now: the newest, or those that are named."""
+    unread = sorted(set(config.table_versions) - set(READ_TABLES))
+    if unread:
+        raise BadInput(
+            f"table_versions names {unread[0]}, which no run reads; there are "
+            f"{', '.join(READ_TABLES)}"
+        )
+    for name, version in config.table_versions.items():
+        root.tables.open(name, version)
+    return root.tables.versions(READ_TABLES) | config.table_versions
+
+
+def _slices(root: Root, config: TrainConfig, versions: Mapping[str, int]) -> dict[str, list[str]]:
+    slices, at = {}, versions.get
     for batch in config.batches:
-        samples = root.tables.fingerprint("samples", {"ingest_batch": batch})
+        samples = root.tables.fingerprint("samples", {"ingest_batch": batch}, at("samples"))
         if samples is None:
             known = root.tables.read("ingest_batches", ["ingest_batch"])["ingest_batch"].to_pylist()
             raise BadInput(f"there is no batch {batch}: there are {', '.join(known) or 'none yet'}")
         policy = {"policy_id": config.policy_id, "ingest_batch": batch}
-        levels = root.tables.fingerprint("noise_annotations", policy)
+        levels = root.tables.fingerprint("noise_annotations", policy, at("noise_annotations"))
         if levels is None:
             raise AnnotationMissing(
                 f"policy {config.policy_id} was never applied to batch {batch}: run the annotate "

@@ -169,7 +169,11 @@ class Trainer:
             self._run.begin(self._pinned)
             self._run.forget_metrics_after(self._done.step)
             distribution.start_trackers(
-                self._accelerator, self._config, self._run.run_id, self._run.folder
+                self._accelerator,
+                self._config,
+                self._run.run_id,
+                self._run.folder,
+                self._done.step,
             )
         self.record("running")
 

@@ -49,6 +49,20 @@ def engine(config):
     return make
 
 
+def test_what_a_launcher_sets_by_default_changes_no_step(engine, monkeypatch):
+    plain = run(engine(), 2)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "eager")
+    assert run(engine(), 2) == plain
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_sharding_by_somebody_else_is_refused(config, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(BadInput, match=f"set to use {name}.*distribution to fsdp"):
+        make_accelerator(config())
+
+
 def run(engine, steps, start=0):
     return [engine.step(number, batch_of(number)) for number in range(start, start + steps)]
 

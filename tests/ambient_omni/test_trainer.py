@@ -2,11 +2,13 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ambient_omni.evaluation import read_heldout
 from ambient_omni.training import checkpoints, distribution, trainer
@@ -253,19 +255,33 @@ def test_a_conditional_run_refuses_samples_without_labels(trainable, config):
         train(trainable, config(conditional=True), show=False)
 
 
-def test_tensorboard_scalars_are_written_if_asked(trainable, config):
-    run_id = train(trainable, config(trackers=("tensorboard",)), show=False)
-    assert list((trainable.runs / run_id).rglob("events.out.tfevents*"))
+def test_tensorboard_shows_each_step_of_a_run_that_resumed_once(trainable, config, monkeypatch):
+    wanted = config(trackers=("tensorboard",), log_every_images=8)
+    undo = stop_after(monkeypatch, 7, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(TrainingStopped):
+        train(trainable, wanted, show=False)
+    undo()
+    (folder,) = trainable.runs.iterdir()
+    # As if it had been killed: steps 5 to 7 are done again.
+    shutil.rmtree(checkpoints.steps(folder / "checkpoints")[0])
+    train(trainable, wanted, show=False)
+    tracked = EventAccumulator(str(folder / "ambient-omni"))
+    tracked.Reload()
+    assert [event.step for event in tracked.Scalars("loss")] == list(range(1, 13))
+    assert [event.step for event in tracked.Scalars("held_out_total")] == [4, 8, 12]
 
 
 @pytest.mark.slow
-def test_wandb_gets_the_metrics_if_asked(trainable, config, monkeypatch):
+def test_wandb_gets_the_metrics_and_the_settings_if_asked(trainable, config, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run_id = train(trainable, config(trackers=("wandb",)), show=False)
     (kept,) = (trainable.runs / run_id).rglob("run-*.wandb")
     assert run_id in kept.name
-    assert kept.stat().st_size > 0
+    content = kept.read_bytes()
+    assert content.count(b"gradient_norm_max") >= 6
+    for name in (b"held_out_total", b"policy_id", b"max_amplification"):
+        assert name in content
 
 
 def test_a_tracker_that_is_not_installed_is_named_with_what_to_install(
