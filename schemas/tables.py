@@ -103,12 +103,22 @@ class Tables:
             return empty if columns is None else empty.select(list(columns))
         return self.open(name).read(columns, where)
 
-    def fingerprint(self, name: str, slice: Mapping[str, str]) -> str | None:
+    def fingerprint(
+        self, name: str, slice: Mapping[str, str], version: int | None = None
+    ) -> str | None:
         """Return what the slice was made from, None if it was never committed.
 
         A job's own inputs are the fingerprints of the slices it reads and its configuration.
+
+        Args:
+            name: of the table.
+            slice: a value for each column that the table is partitioned by.
+            version: as of an older version of the table; the newest by default.
+
+        Raises:
+            TableMissing: that version is gone.
         """
-        delta = self._delta(name)
+        delta = self._delta(name, version)
         if delta is None:
             return None
         found = delta.transaction_version(slice_key(contract(name), slice))

@@ -41,9 +41,10 @@ class TrainArm(dg.Config):
         default="", description="another policy than the arm's; it must have levels for all batches"
     )
     recipe: str = Field(default="", description="bundled recipe or YAML file; empty: the root's")
-    table_versions: dict[str, int] = Field(
+    table_versions: dict[str, Any] = Field(
         default={},
-        description="refuse to train unless these tables are at these versions; empty: latest",
+        description="train on samples, reference_sets or noise_annotations as they were at a "
+        "version: a number, or latest; what is left out is at its latest",
     )
     steps: int | None = Field(default=None, ge=1, description="budget; empty: the recipe's")
     max_retries: int | None = Field(default=None, ge=0, description="empty: the recipe's")
@@ -55,7 +56,7 @@ class CompareArms(dg.Config):
 
     arms: list[str] = Field(default=[], description="arms of the recipe; empty: all")
     recipe: str = Field(default="", description="bundled recipe or YAML file; empty: the root's")
-    table_versions: dict[str, int] = Field(default={}, description="as for one arm")
+    table_versions: dict[str, Any] = Field(default={}, description="as for one arm")
     steps: int | None = Field(default=None, ge=1, description="budget of each arm")
     max_retries: int | None = Field(default=None, ge=0, description="empty: the recipe's")
     launcher: Launcher = Launcher()
@@ -77,6 +78,8 @@ def plan_comparison(
     """Name each arm's run before the first is trained: equal budget, equal data."""
     arms = config.arms or list(project.with_recipe(config.recipe).request.full_recipe.arms)
     common = config.model_dump(exclude={"arms"})
+    # From here on it does not matter what is committed while the first arms train.
+    common["table_versions"] = _present_versions(project, config.table_versions)
     for arm in arms:
         wanted = common | {"arm": arm, "policy_id": ""}
         run_id = _trainer(project, wanted)[0]
@@ -160,11 +163,20 @@ def launch_config(project: Project, launcher: Mapping[str, Any]) -> LaunchConfig
         raise BadInput(f"launcher: {str(error).splitlines()[-2].strip()}") from error
 
 
+def _present_versions(project: Project, wanted: Mapping[str, Any]) -> dict[str, int]:
+    """Return the versions that all arms of a comparison are trained on."""
+    from ambient_omni.data.training_data import READ_TABLES
+    from dagster_project.operations.launch import pinned_versions
+
+    root = project.root
+    return root.tables.versions(READ_TABLES) | pinned_versions(root, wanted)
+
+
 def _trainer(project: Project, wanted: Mapping[str, Any]) -> tuple[str, Any]:
     """Return the run's id and its process, not started."""
     from ambient_omni.training.run_record import RunRecord
     from dagster_project.arms import config_of
-    from dagster_project.operations.launch import TrainerProcess, require_versions
+    from dagster_project.operations.launch import TrainerProcess, pinned_versions
 
     project = project.with_recipe(wanted["recipe"])
     root, request = project.root, project.request
@@ -172,17 +184,16 @@ def _trainer(project: Project, wanted: Mapping[str, Any]) -> tuple[str, Any]:
     arm = wanted["arm"] or recipe.main_arm
     if arm not in recipe.arms:
         raise BadInput(f"there is no arm {arm!r}; the recipe has {', '.join(recipe.arms)}")
-    require_versions(root, wanted["table_versions"])
-    change: dict[str, Any] = {}
     if wanted["policy_id"]:
-        change["policy_id"] = wanted["policy_id"]
         config = recipe.training.of_arm(
             arm, wanted["policy_id"], request.of_role("reference", "pool"), recipe.transform
         )
     else:
         config = config_of(root, request, recipe, arm)
+    changes: dict[str, Any] = {"table_versions": pinned_versions(root, wanted["table_versions"])}
     if wanted["steps"]:
-        config = config.model_copy(update={"num_images": wanted["steps"] * config.batch_size})
+        changes["num_images"] = wanted["steps"] * config.batch_size
+    config = config.model_copy(update=changes)
     run = RunRecord.of(root, config)
     launch = launch_config(project, wanted["launcher"])
     values = config.model_dump(mode="json")

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from schemas.root import Root, write_json
 FOLDER = "launch"
 METRICS = "metrics.jsonl"
 REFUSED, STOPPED = 2, 130
+LATEST = "latest"
 _POLL_SECONDS = 0.5
 _NUM_LAST_LINES = 12
 
@@ -231,20 +232,19 @@ def _signal(pid: int, number: int, *, group: bool = False) -> None:
         return
 
 
-def require_versions(root: Root, wanted: Mapping[str, int]) -> None:
-    """Check that a run would read these table versions.
+def pinned_versions(root: Root, wanted: Mapping[str, Any]) -> dict[str, int]:
+    """Return the versions that a person names, without those that are to be the latest.
 
     Raises:
-        BadInput: a table moved on; the message names all that did.
+        BadInput: one is neither a number nor `latest`, or it is not there.
     """
-    found = root.tables.versions(list(wanted))
-    moved: Sequence[str] = [
-        f"{name} is at {found.get(name)}, not {version}"
-        for name, version in wanted.items()
-        if found.get(name) != version
-    ]
-    if moved:
-        raise BadInput(
-            f"the tables moved on since this training was asked for ({'; '.join(moved)}); leave "
-            "table_versions out to train on what is there now"
-        )
+    found = {}
+    for name, version in wanted.items():
+        if str(version) == LATEST:
+            continue
+        if not str(version).isdigit():
+            raise BadInput(f"table_versions: {name}: {version!r} is no number and not `{LATEST}`")
+        found[name] = int(version)
+        if root.tables.exists(name):
+            root.tables.open(name, found[name])
+    return found

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from dagster_project.operations.config import LaunchConfig
-from dagster_project.operations.launch import Step, TrainerFailed, TrainerProcess, require_versions
-from schemas.errors import BadInput
+from dagster_project.operations.launch import Step, TrainerFailed, TrainerProcess, pinned_versions
+from schemas.errors import BadInput, TableMissing
 
 TRAINS = """
 import json, pathlib, signal, sys, time
@@ -140,12 +140,15 @@ def test_a_command_that_does_not_exist_is_named(root):
         TrainerProcess(root, root.runs / "r", "arm", {}, launch).start()
 
 
-def test_tables_that_moved_on_are_named(root, make_batch, images):
+def test_versions_are_numbers_or_the_latest(root, make_batch, images):
     make_batch(root, "pool", images(1))
     version = root.tables.version("samples")
-    require_versions(root, {"samples": version})
-    with pytest.raises(BadInput, match=f"samples is at {version}, not 7"):
-        require_versions(root, {"samples": 7})
+    wanted = {"samples": str(version), "noise_annotations": "latest"}
+    assert pinned_versions(root, wanted) == {"samples": version}
+    with pytest.raises(BadInput, match="'newest' is no number"):
+        pinned_versions(root, {"samples": "newest"})
+    with pytest.raises(TableMissing):
+        pinned_versions(root, {"samples": version + 7})
 
 
 def test_an_evaluation_is_told_by_its_held_out_loss():
