@@ -1,0 +1,1 @@
+"""The study behind docs/evidence.md: does bad data make a better model?"""

@@ -1,0 +1,42 @@
+"""``python -m benchmarks.evidence run | report``: does bad data make a better model?"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks.common import cache_folder
+from benchmarks.evidence import plan
+from benchmarks.evidence.run import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run", help="compute what is missing; stop it at any time")
+    running.add_argument("--quick", action="store_true", help="20 minutes on two cores")
+    running.add_argument("--only", nargs="*", default=[], help="groups, or parts of cells' names")
+    running.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    running.add_argument("--cache", type=Path, default=None, help="folder of the results")
+    running.add_argument("--list", action="store_true", help="name the tasks and do nothing")
+    reporting = commands.add_parser("report", help="write docs/evidence.md from stored results")
+    reporting.add_argument("--quick", action="store_true", help="print the quick form's instead")
+    reporting.add_argument("--cache", type=Path, default=None, help="folder of the results")
+    given = parser.parse_args()
+    form = plan.QUICK if given.quick else plan.FULL
+    folder = given.cache or cache_folder("evidence")
+    if given.command == "run":
+        tasks = plan.tasks(form, given.only)
+        if given.list:
+            print("\n".join(task.name for task in tasks))
+            return
+        run(tasks, form, folder, given.workers)
+    from benchmarks.evidence import report, results
+
+    print(results.export(form, folder))
+    if given.command == "report":
+        report.write(form, folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The study's goals as results of the benchmarks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from benchmarks.common import record
+from benchmarks.evidence import plan
+from benchmarks.evidence.cells import Arm
+from benchmarks.evidence.groups import (
+    Group,
+    above_and_below,
+    groups_of,
+    images_needed,
+    name_of,
+    percent,
+    title,
+    told,
+)
+from benchmarks.evidence.results import Study
+
+MARGIN = 0.02
+"""How much worse than the better of the two baselines counts as worse; set before any result."""
+
+
+def record_goals(study: Study) -> None:
+    """Write the results of what is computed so far."""
+    worst: list[tuple[float, str]] = []
+    needed: list[float] = []
+    for group in groups_of(study, study.problems()):
+        chosen = group.chosen()
+        if chosen:
+            excess = float(np.mean(group.excess(chosen)))
+            worst.append((excess, f"{title(group.problem)}: {100 * excess:+.1f} %"))
+    for group in groups_of(study, list(plan.headline_problems())):
+        chosen = group.chosen()
+        if chosen:
+            needed += images_needed(group, chosen)
+            _record_gap(group, chosen)
+    if worst:
+        record(
+            "never_worse", 100 * max(worst)[0], unit="% of held-out loss above the better baseline",
+            goal=100 * MARGIN, better="lower",
+            compared_with="the better of only-reference and keep-everything, worst problem",
+            spread="; ".join(text for _, text in sorted(worst, reverse=True)),
+            note="policy chosen by validation loss; margin set in advance",
+        )  # fmt: skip
+    if needed and all(math.isfinite(value) for value in needed):
+        record(
+            "images_to_reference_best", max(needed), unit="share of only-reference's images",
+            goal=0.5, better="lower", compared_with="images until only-reference's best checkpoint",
+            spread=f"{len(needed)} runs, {min(needed):.2f} .. {max(needed):.2f}",
+            note="validation loss; checks at every twentieth of the budget",
+        )  # fmt: skip
+
+
+def _record_gap(group: Group, chosen: Arm) -> None:
+    problem = group.problem
+    above, below = above_and_below(group, chosen)
+    distances = group.gaps(chosen, "fd")
+    record(
+        f"gap_closed_{problem.damage}_{problem.severity:g}",
+        100 * float(np.mean(distances)),
+        unit="% of the gap in FD-Lite0", goal=65, better="higher",
+        compared_with="only-reference 0 %, all-clean 100 %",
+        spread=f"{len(distances)} seeds: {percent(distances)} %",
+        note=f"{name_of(chosen)}, by validation loss; in loss "
+        f"{percent(group.gaps(chosen, 'loss'))} %, "
+        f"above the median sigma_min {percent(above)} % (goal 85), below it "
+        f"{told([100 * b for b in below], '+.1f')} % against the better baseline (goal 0)",
+        packages=("torch", "numpy", "torch-fidelity"),
+    )  # fmt: skip

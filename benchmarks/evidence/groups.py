@@ -1,0 +1,136 @@
+"""What is compared in the study: one problem with all its seeds, and every arm on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from benchmarks.evidence import plan
+from benchmarks.evidence.cells import Arm, Problem
+from benchmarks.evidence.results import Row, Study, best_on_validation, gap_closed, interval
+
+POLICIES: tuple[Arm, ...] = ("classifier_hard", "pilot")
+"""Among which validation loss chooses: those that every problem of the study has."""
+
+BASELINES: tuple[Arm, ...] = ("only_reference", "keep_everything")
+
+
+class Group:
+    """One problem with all its seeds."""
+
+    def __init__(self, study: Study, problem: Problem) -> None:
+        self.study, self.problem = study, problem
+        seeds = sorted({row.cell.problem.seed for row in study.rows})
+        self._problems = [problem.model_copy(update={"seed": seed}) for seed in seeds]
+
+    def rows(self, arm: Arm) -> list[Row]:
+        """Return an arm's rows, by seed, of those seeds that have it."""
+        found = (self.study.find(problem, arm) for problem in self._problems)
+        return [row for row in found if row is not None]
+
+    def together(self, *arms: Arm) -> list[tuple[Row, ...]]:
+        """Return rows of several arms, of those seeds that have all of them."""
+        by_arm = [{row.cell.problem.seed: row for row in self.rows(arm)} for arm in arms]
+        seeds = sorted(set.intersection(*(set(rows) for rows in by_arm)))
+        return [tuple(rows[seed] for rows in by_arm) for seed in seeds]
+
+    def gaps(self, arm: Arm, measure: str) -> list[float]:
+        """Return the share of the gap that an arm closes, one a seed."""
+        return [
+            gap_closed(_value(alone, measure), _value(row, measure), _value(clean, measure))
+            for alone, row, clean in self.together("only_reference", arm, "all_clean")
+        ]
+
+    def excess(self, arm: Arm) -> list[float]:
+        """Return how much worse an arm's loss is than the better baseline's, as a share."""
+        return [
+            row.total / min(alone.total, everything.total) - 1
+            for row, alone, everything in self.together(arm, *BASELINES)
+        ]
+
+    def chosen(self, among: Sequence[Arm] = POLICIES) -> Arm | None:
+        """Return the policy with the lowest validation loss over all seeds that have all."""
+        known = [arm for arm in among if self.rows(arm)]
+        if not known:
+            return None
+        best = best_on_validation([list(rows) for rows in zip(*self.together(*known), strict=True)])
+        return best[0].cell.arm if best else None
+
+    def is_complete(self) -> bool:
+        """Say whether both baselines and all-clean are there for some seed."""
+        return bool(self.together("all_clean", *BASELINES))
+
+
+def _value(row: Row, measure: str) -> float:
+    return row.total if measure == "loss" else float(row.test[measure])
+
+
+def groups_of(study: Study, problems: Sequence[Problem]) -> Iterator[Group]:
+    """Yield each problem once that has both baselines and all-clean for some seed."""
+    seen: set[str] = set()
+    for problem in problems:
+        first = problem.model_copy(update={"seed": 0})
+        group = Group(study, first)
+        if first.name not in seen and group.is_complete():
+            seen.add(first.name)
+            yield group
+
+
+def above_and_below(group: Group, arm: Arm) -> tuple[list[float], list[float]]:
+    """Return, a seed each: gap closed above the median level, relative excess loss below it."""
+    sigmas = np.array(group.study.form.test_sigmas)
+    above, below = [], []
+    for alone, everything, row, clean in group.together(*BASELINES, arm, "all_clean"):
+        levels = row.train["levels"]["quantiles"]
+        high = sigmas >= (levels[1] if levels else math.inf)
+        if high.any():
+            sums = [float(part.loss[high].sum()) for part in (alone, row, clean)]
+            above.append(gap_closed(*sums))
+        if not high.all():
+            best = min(float(part.loss[~high].sum()) for part in (alone, everything))
+            below.append(float(row.loss[~high].sum()) / best - 1)
+    return above, below
+
+
+def images_needed(group: Group, arm: Arm) -> list[float]:
+    """Return images until only-reference's best validation loss, over what it took itself.
+
+    One number a seed; infinite where an arm never gets there.
+    """
+    found = []
+    for alone, row in group.together("only_reference", arm):
+        goal = min(loss for _, loss in alone.train["curve"])
+        seen = [number for number, loss in row.train["curve"] if loss <= goal]
+        found.append(seen[0] / alone.train["selected_at"] if seen else math.inf)
+    return found
+
+
+def told(values: Sequence[float], digits: str = ".3f") -> str:
+    """Write mean and 95 % interval over seeds; one seed has none."""
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return "–"
+    mean, half = interval(known)
+    return f"{mean:{digits}}" + (f" ± {half:{digits}}" if math.isfinite(half) else "")
+
+
+def percent(values: Sequence[float]) -> str:
+    """Write shares as whole percents."""
+    return told([100 * value for value in values], ".0f")
+
+
+def title(problem: Problem) -> str:
+    """Return what a problem is called in the document."""
+    kind = problem.damage.replace("_", " ")
+    severity = f" {problem.severity:g}" if problem.severity else ""
+    whole = f", {problem.num_reference} clean of {problem.num_images}"
+    share = "" if problem.num_images == plan.NUM_IMAGES else whole
+    data = "" if problem.data == "landscapes" else f", {problem.data}"
+    return f"{kind}{severity}{share}{data}"
+
+
+def name_of(arm: str) -> str:
+    """Return what an arm is called in the document."""
+    return arm.replace("_", " ")

@@ -1,0 +1,155 @@
+"""Which cells the study has, in the order in which they are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+from ambient_omni.classifier.config import ClassifierConfig
+from ambient_omni.generation.config import SampleConfig
+from benchmarks.evidence.cells import FOREIGN, Arm, Cell, Form, Problem, Task
+from benchmarks.evidence.images import DataSet
+from benchmarks.evidence.training import TrainingSettings
+
+Group = Literal["headline", "severities", "arms", "damages", "shares", "openmoji", "foreign"]
+
+HEADLINE_ARMS: tuple[Arm, ...] = (
+    "only_reference", "all_clean", "keep_everything", "classifier_hard", "pilot",
+)  # fmt: skip
+HEADLINE: dict[str, float] = {"gaussian_blur": 0.6, "jpeg": 75.0, "motion_blur": 3.0}
+"""Damage at middle severity."""
+
+ALL_ARMS: tuple[Arm, ...] = (
+    *HEADLINE_ARMS, "classifier_soft", "ambient", "sample_size", "fixed_level", "best_half",
+    "quality_rank",
+)  # fmt: skip
+FOREIGN_ARMS: tuple[Arm, ...] = (
+    "only_reference", "all_clean", "keep_everything", "classifier_hard", "windows",
+)  # fmt: skip
+BLURS = (0.4, 0.6, 0.8, 1.0)
+OTHER_DAMAGES: dict[str, float] = {"down_up": 2.0, "sensor_noise": 25.0, "colour_cast": 0.5}
+SHARES = (0.01, 0.05, 0.1, 0.3, 0.5)
+SEEDS = (0, 1, 2)
+SHARE = 0.1
+NUM_IMAGES = 500
+"""Few enough that only-reference, a tenth of them, over-fits within the budget."""
+
+SWEPT_IMAGES = 3_200
+"""Of the sweep of shares: a hundredth is as few as a noise classifier accepts."""
+
+_CLASSIFIER = ClassifierConfig.model_validate(
+    {
+        "num_images": 20_000,
+        "sigma_low": 0.02,
+        "sigma_high": 8.0,
+        "num_levels": 16,
+        "num_noises": 2,
+        "augment": "geometry",
+        "order": {"num_chains": 1_000},
+    }
+)
+_SAMPLES = SampleConfig(num_images=2_000, num_steps=18, solver="dpm++2m", lowest=0.01, highest=20.0)
+
+FULL = Form(name="full", classifier=_CLASSIFIER, samples=_SAMPLES)
+QUICK = Form(
+    name="quick",
+    num_test=300,
+    training=TrainingSettings(num_images=32_000, num_checks=8),
+    classifier=_CLASSIFIER.model_copy(update={"num_images": 8_000}),
+    samples=_SAMPLES.model_copy(update={"num_images": 500, "num_steps": 12}),
+)
+
+
+def cells(form: Form) -> list[tuple[Group, Cell]]:
+    """Return the cells with the group that first wants each, without repetition."""
+    found: dict[Cell, Group] = {}
+    for group, cell in _quick() if form.name == "quick" else _full():
+        found.setdefault(cell, group)
+    return [(group, cell) for cell, group in found.items()]
+
+
+def tasks(form: Form, only: Sequence[str] = ()) -> list[Task]:
+    """Return all tasks in an order in which needs come first.
+
+    Args:
+        form: full or quick.
+        only: groups, or parts of names; a cell is taken if any of them fits. Empty: all.
+    """
+    found: dict[Task, None] = {}
+
+    def add(task: Task) -> None:
+        for need in task.needs():
+            add(need)
+        found.setdefault(task)
+
+    for group, cell in cells(form):
+        if not only or any(word == group or word in cell.name for word in only):
+            add(Task.of("measure", cell))
+    return list(found)
+
+
+def headline_problems(data: DataSet = "landscapes") -> Iterator[Problem]:
+    """Yield the problems of the headline, seed by seed."""
+    for seed in SEEDS:
+        for damage, severity in HEADLINE.items():
+            yield _problem(damage, severity, seed=seed, data=data)
+
+
+def blur_problems() -> list[Problem]:
+    """Return the problems of blur at all widths."""
+    return [_problem("gaussian_blur", width) for width in BLURS]
+
+
+def other_problems() -> list[Problem]:
+    """Return the problems of other damage, other images, and foreign images."""
+    return [*(_problem(*other) for other in OTHER_DAMAGES.items()), _OPENMOJI, _FOREIGN]
+
+
+def swept_problems() -> list[Problem]:
+    """Return the problems from few to many references, mild and strong damage."""
+    return [
+        _problem("gaussian_blur", width, share=share, num_images=SWEPT_IMAGES)
+        for share in SHARES
+        for width in (HEADLINE["gaussian_blur"], BLURS[-1])
+    ]
+
+
+def _problem(
+    damage: str,
+    severity: float,
+    *,
+    seed: int = 0,
+    share: float = SHARE,
+    data: DataSet = "landscapes",
+    num_images: int = NUM_IMAGES,
+) -> Problem:
+    return Problem(
+        data=data, damage=damage, severity=severity, reference_share=share, seed=seed,
+        num_images=num_images,
+    )  # fmt: skip
+
+
+_OPENMOJI = _problem("gaussian_blur", HEADLINE["gaussian_blur"], data="openmoji")
+_FOREIGN = _problem(FOREIGN, 0.0)
+
+
+def _full() -> Iterator[tuple[Group, Cell]]:
+    middle = HEADLINE["gaussian_blur"]
+    wanted: list[tuple[Group, Iterable[Problem], tuple[Arm, ...]]] = [
+        ("headline", headline_problems(), HEADLINE_ARMS),
+        ("severities", blur_problems(), HEADLINE_ARMS),
+        ("damages", [_problem(*other) for other in OTHER_DAMAGES.items()], HEADLINE_ARMS),
+        ("arms", [_problem("gaussian_blur", middle)], ALL_ARMS),
+        ("shares", swept_problems(), HEADLINE_ARMS),
+        ("openmoji", [_OPENMOJI], HEADLINE_ARMS),
+        ("foreign", [_FOREIGN], FOREIGN_ARMS),
+    ]
+    for group, problems, arms in wanted:
+        for problem in problems:
+            for arm in arms:
+                yield group, Cell.of(problem, arm)
+
+
+def _quick() -> Iterator[tuple[Group, Cell]]:
+    for arm in HEADLINE_ARMS:
+        yield "headline", Cell.of(_problem("gaussian_blur", 0.6), arm)

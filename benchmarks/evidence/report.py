@@ -1,0 +1,272 @@
+"""``docs/evidence.md`` from stored results; the only place that looks at test numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.evidence import plan, plots
+from benchmarks.evidence.cells import Arm, Cell, Form, Task
+from benchmarks.evidence.goals import record_goals
+from benchmarks.evidence.groups import (
+    BASELINES,
+    Group,
+    above_and_below,
+    groups_of,
+    images_needed,
+    name_of,
+    percent,
+    title,
+    told,
+)
+from benchmarks.evidence.results import Row, Study, paired_by_photo, path_of, read
+from benchmarks.evidence.store import Store
+
+DOCS = Path(__file__).parents[2] / "docs"
+READING = Path(__file__).parent / "reading.md"
+_PUBLISHED = {0.4: 93, 0.6: 51, 0.8: 41, 1.0: 39}
+
+
+def write(form: Form, folder: Path) -> None:
+    """Write the document and its plots; the quick form's go beside the cache.
+
+    Raises:
+        SystemExit: nothing was exported yet.
+    """
+    source = path_of(form, folder)
+    if not source.exists():
+        raise SystemExit(f"{source} is not there: run `python -m benchmarks.evidence run` first")
+    study = read(source)
+    target = DOCS / "evidence.md" if form.name == "full" else folder / f"{form.name}.md"
+    images = target.parent / "images"
+    parts = [
+        _head(study),
+        READING.read_text() if form.name == "full" else "",
+        "\n".join(_headline(study)),
+        "\n".join(_severities(study)),
+        "\n".join(_shares(study)),
+        "\n".join(_arms(study)),
+        "\n".join(_others(study)),
+        "\n".join(_speed(study)),
+        "\n".join(_plots(study, images, Store(folder))),
+        _how(study),
+    ]
+    target.write_text("\n".join(part for part in parts if part.strip()).rstrip() + "\n")
+    print(target)
+    if form.name == "full":
+        record_goals(study)
+
+
+def _head(study: Study) -> str:
+    form, wanted = study.form, len(plan.cells(study.form))
+    return f"""# Evidence: does bad data make a better model?
+
+{len(study.rows)} of {wanted} cells of the {form.name} form are computed; every number below is
+read from `{form.name}.jsonl`, nothing is typed in.
+Real images at 16 × 16: tiles of 273 landscape photographs, split by photograph. {plan.NUM_IMAGES}
+images a run unless stated, one tenth of them clean, the rest damaged alike. Every arm has the same
+network, sees {form.training.num_images:,} images, and keeps its best checkpoint by the loss of
+{form.num_validation} validation tiles; tests are {form.num_test} tiles of photographs that no
+training, annotation or choice has seen.
+
+*Loss*: EDM-weighted denoising loss of clean test tiles, summed over {len(form.test_sigmas)}
+levels. *FD*: Fréchet distance of {form.samples.num_images} samples on features of
+EfficientNet-Lite0; it is no FID, and only differences mean something. *Gap closed*: (only
+reference − arm) / (only reference − all clean); 100 % is as good as if the whole pool were clean.
+*Copies*: samples nearer to a training image than 99 % of the test tiles are. ± is the 95 % interval
+over seeds (Student's t); a number without ± is of one seed.
+"""
+
+
+def _headline(study: Study) -> Iterator[str]:
+    yield "## Middle severity, all seeds\n"
+    for group in groups_of(study, list(plan.headline_problems())):
+        yield from _table(group, plan.HEADLINE_ARMS)
+
+
+def _table(group: Group, arms: Sequence[Arm]) -> Iterator[str]:
+    problem, seeds = group.problem, len(group.together("all_clean", *BASELINES))
+    yield f"\n### {title(problem)}, {seeds} seed{'s' if seeds > 1 else ''}\n"
+    yield "| arm | loss | gap closed | FD | gap closed | KID × 1000 | precision | recall | copies |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for arm in arms:
+        rows = group.rows(arm)
+        if rows:
+            yield (
+                f"| {name_of(arm)} | {told([row.total for row in rows])} "
+                f"| {percent(group.gaps(arm, 'loss'))} % "
+                f"| {told([row.test['fd'] for row in rows], '.1f')} "
+                f"| {percent(group.gaps(arm, 'fd'))} % "
+                f"| {told([1000 * row.test['kid'] for row in rows], '.1f')} "
+                f"| {told([row.test['precision'] for row in rows], '.2f')} "
+                f"| {told([row.test['recall'] for row in rows], '.2f')} "
+                f"| {percent([row.copies for row in rows])} % |"
+            )
+    chosen = group.chosen()
+    if chosen:
+        yield ""
+        yield from _of_chosen(group, chosen)
+
+
+def _of_chosen(group: Group, chosen: Arm) -> Iterator[str]:
+    for arm in BASELINES:
+        pairs = [paired_by_photo(row, other) for row, other in group.together(chosen, arm)]
+        figures = ", ".join(f"{mean:+.4f} ± {half:.4f}" for mean, half in pairs)
+        yield (
+            f"{name_of(chosen)} (lowest validation loss) − {name_of(arm)}, paired over the test's "
+            f"photographs, one figure a seed: {figures}."
+        )
+    above, below = above_and_below(group, chosen)
+    yield (
+        f"Above the pool's median σ_min it closes {percent(above)} % of the gap in loss; below "
+        f"it, loss against the better baseline is {told([100 * b for b in below], '+.1f')} %."
+    )
+
+
+def _severities(study: Study) -> Iterator[str]:
+    groups = list(groups_of(study, plan.blur_problems()))
+    if len(groups) < 2:
+        return
+    yield "\n## Severities of blur\n"
+    yield (
+        "| width | only reference | keep everything | all clean | policy | gap in loss | gap in FD "
+        "| published, FID |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    for group in sorted(groups, key=lambda g: g.problem.severity):
+        chosen = group.chosen()
+        if chosen:
+            losses = " | ".join(_loss_and_distance(group, arm) for arm in (*BASELINES, "all_clean"))
+            yield (
+                f"| {group.problem.severity:g} | {losses} | {name_of(chosen)} "
+                f"| {percent(group.gaps(chosen, 'loss'))} % "
+                f"| {percent(group.gaps(chosen, 'fd'))} % "
+                f"| {_PUBLISHED.get(group.problem.severity, '–')} % |"
+            )
+    yield "\nCells are loss / FD."
+
+
+def _shares(study: Study) -> Iterator[str]:
+    groups = list(groups_of(study, plan.swept_problems()))
+    if not groups:
+        return
+    yield "\n## Few and many references\n"
+    yield (
+        f"{plan.SWEPT_IMAGES} images a run. Cells are loss / FD; the last column is the policy's "
+        "loss against that of the better baseline.\n"
+    )
+    yield "| blur | clean images | only reference | keep everything | policy | | against |"
+    yield "|---|---|---|---|---|---|---|"
+    for group in sorted(groups, key=lambda g: (g.problem.severity, g.problem.reference_share)):
+        chosen = group.chosen()
+        if chosen:
+            both = " | ".join(_loss_and_distance(group, arm) for arm in BASELINES)
+            yield (
+                f"| {group.problem.severity:g} | {group.problem.num_reference} | {both} "
+                f"| {name_of(chosen)} | {_loss_and_distance(group, chosen)} "
+                f"| {told([100 * e for e in group.excess(chosen)], '+.1f')} % |"
+            )
+
+
+def _loss_and_distance(group: Group, arm: Arm) -> str:
+    rows = group.rows(arm)
+    distance = told([row.test["fd"] for row in rows], ".1f")
+    return f"{told([row.total for row in rows])} / {distance}"
+
+
+def _arms(study: Study) -> Iterator[str]:
+    first = next(iter(plan.headline_problems()))
+    for group in groups_of(study, [first]):
+        if any(group.rows(arm) for arm in plan.ALL_ARMS[len(plan.HEADLINE_ARMS) :]):
+            yield "\n## All arms on one problem\n"
+            yield from _table(group, plan.ALL_ARMS)
+
+
+def _others(study: Study) -> Iterator[str]:
+    found = list(groups_of(study, plan.other_problems()))
+    if not found:
+        return
+    yield "\n## Other damage, other images\n"
+    for group in found:
+        yield from _table(group, (*plan.HEADLINE_ARMS, "windows"))
+
+
+def _speed(study: Study) -> Iterator[str]:
+    yield "\n## How soon, and is only-reference limited by its data?\n"
+    rows = [row for row in study.rows if row.cell.arm == "only_reference"]
+    for row in sorted(rows, key=lambda r: r.cell.name):
+        curve = row.train["curve"]
+        yield (
+            f"* {row.cell.problem.num_reference} references of {row.cell.problem.data}, seed "
+            f"{row.cell.problem.seed}: best at {row.train['selected_at']:,} of {curve[-1][0]:,} "
+            f"images, {_turned(row)}"
+        )
+    yield ""
+    for group in groups_of(study, list(plan.headline_problems())):
+        chosen = group.chosen()
+        if chosen:
+            yield (
+                f"* {title(group.problem)}: {name_of(chosen)} reaches only-reference's best "
+                f"validation loss with {percent(images_needed(group, chosen))} % of the images "
+                "that only-reference took."
+            )
+
+
+def _turned(row: Row) -> str:
+    best, last = min(loss for _, loss in row.train["curve"]), row.train["curve"][-1][1]
+    return f"then the validation loss rises by {100 * (last / best - 1):.1f} %"
+
+
+def _plots(study: Study, folder: Path, store: Store) -> Iterator[str]:
+    groups = list(groups_of(study, list(plan.headline_problems())))
+    if not groups:
+        return
+    arms = ("only_reference", "keep_everything", "classifier_hard", "pilot", "all_clean")
+    panels: dict[str, Mapping[Arm, Sequence[float]]] = {
+        title(group.problem): {
+            arm: np.mean([row.loss for row in group.rows(arm)], axis=0).tolist()
+            for arm in arms
+            if group.rows(arm)
+        }
+        for group in groups
+    }
+    plots.losses(folder / "evidence_levels.png", study.form.test_sigmas, panels)
+    first = groups[0]
+    plots.curves(
+        folder / "evidence_curves.png",
+        {arm: first.rows(arm)[0].train["curve"] for arm in arms if first.rows(arm)},
+    )
+    yield "\n## Pictures\n"
+    yield "![held-out loss per level](images/evidence_levels.png)\n"
+    yield f"![validation loss of {title(first.problem)}](images/evidence_curves.png)\n"
+    sheet = _sheet(first, arms, store)
+    if sheet:
+        plots.contact_sheet(folder / "evidence_samples.png", sheet)
+        yield f"![samples of {title(first.problem)}](images/evidence_samples.png)"
+
+
+def _sheet(group: Group, arms: Sequence[Arm], store: Store) -> dict[str, np.ndarray]:
+    """Return samples of each arm from the cache; those whose cache is gone are left out."""
+    found = {}
+    for arm in arms:
+        task = Task.of("measure", Cell.of(group.problem, arm))
+        if store.has(task, group.study.form):
+            found[name_of(arm)] = store.arrays(task, group.study.form)["samples"]
+    return found
+
+
+def _how(study: Study) -> str:
+    seconds = [row.train["cpu_seconds"] for row in study.rows]
+    spent = sum(seconds) + sum(row.train["measure_cpu_seconds"] for row in study.rows)
+    versions = ", ".join(f"{name} {value}" for name, value in study.versions.items())
+    return f"""
+## How it was made
+
+`python -m benchmarks.evidence run [--quick] [--only GROUP...] [--workers N]`, then `python -m \
+benchmarks.evidence report`. Cells are cached by the hash of their inputs; stopped, it goes on.
+A training takes {np.median(seconds):.0f} CPU seconds in the median; all cells here \
+{spent / 3600:.1f} CPU hours without the classifiers. {study.machine}; {versions}; code \
+{study.code_version}; {study.date}.
+"""

@@ -1,0 +1,351 @@
+"""The framework of the study: what names a result, what is split from what, and the arithmetic."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ambient_omni import rng
+from benchmarks.evidence import images, plan, report, results, run, tasks
+from benchmarks.evidence.cells import Cell, Form, Problem, Task
+from benchmarks.evidence.groups import Group, images_needed
+from benchmarks.evidence.results import Row, Study, gap_closed, interval, paired_by_photo
+from benchmarks.evidence.store import Store
+from benchmarks.evidence.training import TrainingSettings
+
+PROBLEM = Problem(
+    data="landscapes",
+    damage="gaussian_blur",
+    severity=0.6,
+    reference_share=0.5,
+    num_images=64,
+    seed=0,
+)
+FORM = Form.model_validate(
+    {
+        "name": "test",
+        "num_validation": 8,
+        "num_test": 8,
+        "test_sigmas": (0.1, 1.0),
+        "training": {
+            "network": {"patch": 4, "widths": (16,), "pixel_width": 4, "attention": False},
+            "num_images": 64,
+            "batch_size": 16,
+            "num_checks": 2,
+            "check_sigmas": (0.1, 1.0),
+        },
+        "classifier": {
+            "num_images": 128,
+            "num_levels": 4,
+            "num_noises": 2,
+            "max_graded_images": 8,
+            "order": {"num_chains": 8},
+            "network": {"widths": (8,), "hidden": 8},
+        },
+        "samples": {"num_images": 16, "num_steps": 2, "solver": "euler"},
+        "feature_side": 32,
+    }
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def photographs(tmp_path_factory):
+    """A few noisy photographs in place of the landscapes, and a cache of their own."""
+    folder = tmp_path_factory.mktemp("land")
+    for number in range(60):
+        pixels = rng.generator(0, "photo", number).integers(0, 256, (96, 144, 3), dtype=np.uint8)
+        Image.fromarray(np.kron(pixels[::3, ::3], np.ones((3, 3, 1), np.uint8))).save(
+            folder / f"scene{number}.jpg", quality=95
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "landscapes", lambda: folder)
+        cache = tmp_path_factory.mktemp("images")
+        patch.setattr(images, "cache_folder", lambda _: cache)
+        for cached in (images._all, images.split_of):
+            cached.cache_clear()
+        yield
+        for cached in (images._all, images.split_of):
+            cached.cache_clear()
+
+
+# -- names -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        ("train", {"num_validation": 9}),
+        ("train", {"training": FORM.training.model_copy(update={"num_images": 80})}),
+        ("train", {"fixed_level": 2.0}),
+        ("measure", {"num_test": 9}),
+        ("measure", {"test_sigmas": (0.1, 2.0)}),
+        ("measure", {"feature_side": 48}),
+        ("measure", {"samples": FORM.samples.model_copy(update={"num_steps": 3})}),
+        ("curves", {"classifier": FORM.classifier.model_copy(update={"num_images": 130})}),
+    ],
+)
+def test_every_setting_that_a_stage_reads_changes_its_key_and_those_of_what_rests_on_it(
+    stage, change
+):
+    other = FORM.model_copy(update=change)
+    task = Task.of(stage, Cell.of(PROBLEM, "pilot"))
+    assert task.key(FORM) != task.key(other)
+    assert Task.of("measure", task.cell).key(FORM) != Task.of("measure", task.cell).key(other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": "openmoji"}, {"damage": "jpeg"}, {"severity": 0.7}, {"reference_share": 0.25},
+        {"num_images": 66}, {"seed": 1},
+    ],
+)  # fmt: skip
+def test_every_input_of_a_problem_changes_the_key(change):
+    cells = [Cell.of(p, "pilot") for p in (PROBLEM, PROBLEM.model_copy(update=change))]
+    assert len({Task.of("train", cell).key(FORM) for cell in cells}) == 2
+
+
+def test_arms_that_see_no_damage_are_one_for_all_damages():
+    other = PROBLEM.model_copy(update={"damage": "jpeg", "severity": 50.0})
+    assert Cell.of(PROBLEM, "all_clean") == Cell.of(other, "all_clean")
+    assert Cell.of(PROBLEM, "keep_everything") != Cell.of(other, "keep_everything")
+
+
+def test_a_version_of_a_stage_changes_the_keys_of_all_that_rests_on_it(monkeypatch):
+    task = Task.of("measure", Cell.of(PROBLEM, "classifier_hard"))
+    alone = Task.of("measure", Cell.of(PROBLEM, "only_reference"))
+    before, before_alone = task.key(FORM), alone.key(FORM)
+    monkeypatch.setitem(plan.Task.key.__globals__["VERSIONS"], "curves", 99)
+    assert task.key(FORM) != before
+    assert alone.key(FORM) == before_alone
+
+
+@pytest.mark.parametrize("form", [plan.FULL, plan.QUICK])
+def test_needs_come_first_and_no_task_comes_twice(form):
+    tasks_ = plan.tasks(form)
+    place = {task.key(form): number for number, task in enumerate(tasks_)}
+    assert len(place) == len(tasks_)
+    for task in tasks_:
+        assert all(place[need.key(form)] < place[task.key(form)] for need in task.needs())
+
+
+def test_the_headline_is_five_arms_of_three_damages_with_three_seeds():
+    measured = [t.cell for t in plan.tasks(plan.FULL, ["headline"]) if t.stage == "measure"]
+    assert len(measured) == 3 * (2 + 3 * 3)
+
+
+# -- images ------------------------------------------------------------------------------------
+
+
+def test_no_photograph_has_tiles_in_two_splits():
+    origins = [set(images.split_of("landscapes", split).origins) for split in images._SHARES]
+    assert all(origins)
+    assert sum(map(len, origins)) == len(set.union(*origins))
+
+
+def test_seeds_draw_other_images_and_the_same_seed_the_same():
+    first, again, other = (images.draw("landscapes", "pool", 20, seed) for seed in (0, 0, 1))
+    assert first.names == again.names
+    assert set(first.names) != set(other.names)
+
+
+def test_a_colour_cast_keeps_every_edge_and_moves_the_means():
+    grey = np.full((16, 16, 3), 100, np.uint8)
+    cast = images.one_damaged("colour_cast", 0.5, grey, rng.generator(0, "cast"))
+    assert cast[0, 0].tolist() == [round(100 * math.exp(0.25)), 100, round(100 * math.exp(-0.25))]
+    assert (cast == cast[0, 0]).all()
+
+
+# -- running -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A store with some real, tiny cells."""
+    store = Store(tmp_path_factory.mktemp("cache"))
+    for arm in ("only_reference", "all_clean", "keep_everything", "classifier_soft"):
+        _compute(Task.of("measure", Cell.of(PROBLEM, arm)), store)
+    return store
+
+
+def _compute(task: Task, store: Store) -> None:
+    for need in task.needs():
+        _compute(need, store)
+    if not store.has(task, FORM):
+        tasks.compute(task, FORM, store)
+
+
+def test_a_cell_runs_from_images_to_measures(finished):
+    cell = Cell.of(PROBLEM, "classifier_soft")
+    trained = finished.facts(Task.of("train", cell), FORM)
+    measured = finished.facts(Task.of("measure", cell), FORM)
+    assert [seen for seen, _ in trained["curve"]] == [32, 64]
+    assert trained["selected_at"] == min(trained["curve"], key=lambda c: sum(c[1]))[0]
+    assert set(measured["test"]) == {"fd", "kid", "precision", "recall", "loss"}
+    assert np.isfinite(list(measured["nearest"].values())).all()
+    arrays = finished.arrays(Task.of("measure", cell), FORM)
+    by_photo = np.average(arrays["loss_of_photo"], axis=0, weights=arrays["images_of_photo"])
+    assert by_photo == pytest.approx(np.array(measured["test"]["loss"]))
+    assert arrays["samples"].shape == (16, 16, 16, 3)
+
+
+def test_arms_of_a_seed_begin_alike_and_differ_by_their_levels_alone(finished):
+    task = Task.of("train", Cell.of(PROBLEM, "keep_everything"))
+    kept = finished.arrays(task, FORM)
+    again = Store(finished.folder / "again")
+    tasks.compute(task, FORM, again)
+    for name, array in again.arrays(task, FORM).items():
+        assert np.array_equal(array, kept[name]), name
+
+
+def test_the_pilot_and_the_sample_size_rule_decide_from_what_is_stored(finished):
+    for arm in ("pilot", "sample_size", "best_half", "quality_rank", "ambient"):
+        _compute(Task.of("train", Cell.of(PROBLEM, arm)), finished)
+    chosen = finished.facts(Task.of("train", Cell.of(PROBLEM, "pilot")), FORM)["levels"]["chosen"]
+    assert len(chosen) == len(FORM.training.check_sigmas)
+    half = finished.facts(Task.of("train", Cell.of(PROBLEM, "best_half")), FORM)["levels"]
+    assert half["share_everywhere"] == half["share_never"] == 0.5
+
+
+def test_what_was_computed_is_not_computed_again(finished, monkeypatch):
+    computed = []
+    monkeypatch.setattr(tasks, "compute", lambda task, *_: computed.append(task))
+    tasks_ = [
+        task for task in (Task.of(s, Cell.of(PROBLEM, "all_clean")) for s in ("train", "measure"))
+    ]
+    run.work(tasks_, FORM, finished.folder)
+    assert computed == []
+
+
+def test_a_stopped_run_computes_the_rest_alone(tmp_path, monkeypatch):
+    store, computed = Store(tmp_path), []
+    wanted = [Task.of("train", Cell.of(PROBLEM, arm)) for arm in ("all_clean", "only_reference")]
+    store.keep(wanted[0], FORM, {"seconds": 1.0}, {})
+
+    def compute(task, form, store):
+        computed.append(task)
+        store.keep(task, form, {"seconds": 1.0}, {})
+
+    monkeypatch.setattr(tasks, "compute", compute)
+    run.work(wanted, FORM, tmp_path)
+    assert computed == wanted[1:]
+
+
+def test_two_workers_never_compute_one_task(tmp_path):
+    store, task = Store(tmp_path), Task.of("train", Cell.of(PROBLEM, "all_clean"))
+    with store.claimed(task, FORM) as mine, Store(tmp_path).claimed(task, FORM) as other:
+        assert mine
+        assert not other
+    with store.claimed(task, FORM) as mine:
+        assert mine
+
+
+def test_time_left_is_what_finished_tasks_of_the_stage_took(tmp_path):
+    store = Store(tmp_path)
+    wanted = [
+        Task.of("train", Cell.of(PROBLEM, arm))
+        for arm in ("all_clean", "only_reference", "ambient")
+    ]
+    store.keep(wanted[0], FORM, {"seconds": 10.0}, {})
+    assert run.seconds_left(wanted, FORM, store, 2) == 10.0
+
+
+# -- arithmetic --------------------------------------------------------------------------------
+
+
+def test_the_gap_closed_is_0_for_only_reference_and_1_for_all_clean():
+    assert gap_closed(5.0, 5.0, 3.0) == 0
+    assert gap_closed(5.0, 3.0, 3.0) == 1
+    assert gap_closed(5.0, 4.5, 3.0) == 0.25
+    assert math.isnan(gap_closed(3.0, 2.0, 3.0))
+
+
+def test_the_interval_of_seeds_is_students():
+    mean, half = interval([1.0, 2.0, 3.0])
+    assert mean == 2
+    # t(0.975, 2) = 4.3027, standard error 1 / sqrt(3)
+    assert half == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    assert math.isnan(interval([1.0])[1])
+
+
+def test_photographs_are_paired_and_weighed_by_their_tiles():
+    one, other = _row("pilot", 0, 1.0), _row("only_reference", 0, 1.0)
+    one = one.model_copy(update={"loss_of_photo": [[1.0, 2.0], [1.0, 1.0]]})
+    other = other.model_copy(update={"loss_of_photo": [[1.0, 1.0], [1.0, 1.0]]})
+    mean, half = paired_by_photo(one, other)
+    assert mean == pytest.approx(0.25)
+    assert half > 0
+    assert paired_by_photo(one, one) == (0, 0)
+
+
+def _row(arm: str, seed: int, loss: float, fd: float = 1.0, validation: float = 1.0) -> Row:
+    cell = Cell.of(plan._problem("gaussian_blur", 0.6, seed=seed), arm)
+    train = {
+        "curve": [[100, 2 * validation], [200, validation], [300, 1.5 * validation]],
+        "selected_at": 200,
+        "validation_loss": [validation],
+        "levels": {"quantiles": [0.1, 0.5, 1.0]},
+        "cpu_seconds": 1.0,
+        "measure_cpu_seconds": 1.0,
+    }
+    test = {"loss": [loss / 2, loss / 2], "fd": fd, "kid": 0.1, "precision": 0.5, "recall": 0.5}
+    return Row(
+        cell=cell, key="", train=train, test=test, validation={}, nearest={}, copies=0.0,
+        loss_of_photo=[[loss / 2] * 2] * 2, images_of_photo=[1, 3],
+    )  # fmt: skip
+
+
+def _study(rows) -> Study:
+    form = plan.FULL.model_copy(update={"test_sigmas": (0.1, 1.0)})
+    return Study(
+        form=form, machine="two cores", versions={}, code_version="0", date="1", rows=tuple(rows)
+    )
+
+
+def test_the_policy_is_chosen_by_validation_loss_and_never_by_the_tests():
+    rows = [_row("only_reference", 0, 4), _row("keep_everything", 0, 4), _row("all_clean", 0, 2)]
+    rows += [_row("pilot", 0, 3, validation=0.9), _row("classifier_hard", 0, 1, validation=1.1)]
+    group = Group(_study(rows), rows[1].cell.problem)
+    assert group.chosen() == "pilot"
+    assert group.gaps("pilot", "loss") == [0.5]
+    assert group.excess("pilot") == [pytest.approx(-0.25)]
+
+
+def test_images_needed_are_a_share_of_what_only_reference_took():
+    rows = [_row("only_reference", 0, 4, validation=2.0), _row("pilot", 0, 3, validation=1.0)]
+    assert images_needed(Group(_study(rows), rows[1].cell.problem), "pilot") == [0.5]
+    rows[1] = _row("pilot", 0, 3, validation=3.0)
+    assert images_needed(Group(_study(rows), rows[1].cell.problem), "pilot") == [math.inf]
+
+
+def test_the_report_is_made_from_stored_results_alone(tmp_path):
+    form = plan.QUICK
+    rows = [
+        _row(arm, 0, loss, fd, validation=loss)
+        for arm, loss, fd in (
+            ("only_reference", 4.0, 9.0), ("all_clean", 2.0, 3.0), ("keep_everything", 5.0, 8.0),
+            ("classifier_hard", 3.0, 4.5), ("pilot", 2.5, 6.0),
+        )
+    ]  # fmt: skip
+    study = _study(rows).model_copy(update={"form": form})
+    head = study.model_dump(mode="json", exclude={"rows"})
+    head["form"]["test_sigmas"] = [0.1, 1.0]
+    lines = [json.dumps(head), *(row.model_dump_json() for row in rows)]
+    results.path_of(form, tmp_path).write_text("\n".join(lines))
+    report.write(form, tmp_path)
+    text = (tmp_path / "quick.md").read_text()
+    assert "| pilot | 2.500 | 75 % | 6.0 | 50 % |" in text
+    assert "| classifier hard | 3.000 | 50 % | 4.5 | 75 % |" in text
+    assert (tmp_path / "images" / "evidence_levels.png").exists()
+
+
+def test_nothing_to_report_says_what_to_run(tmp_path):
+    with pytest.raises(SystemExit, match="evidence run"):
+        report.write(plan.QUICK, tmp_path)
+
+
+def test_settings_of_the_study_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        TrainingSettings().num_images = 1
