@@ -57,8 +57,8 @@ class EmaConfig(Frozen):
 class PowerEmaConfig(Frozen):
     """Power-function averages and their snapshots (EDM2, section 3). No width: none are kept.
 
-    From the snapshots of two widths any other width can be had afterwards, at any time up to the
-    last snapshot: `python -m ambient_omni average`.
+    From the snapshots of two widths others can be had afterwards, at the time of any snapshot:
+    `python -m ambient_omni average`. The more snapshots, the wider the range.
     """
 
     sigma_rels: tuple[float, ...] = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -63,13 +63,13 @@ def make_accelerator(config: TrainConfig, folder: Path | None = None) -> Acceler
 
 
 def _accelerator(
-    config: TrainConfig, folder: Path | None, trackers: list[str], on_cpu: bool
+    config: TrainConfig, folder: Path | None, trackers: Sequence[str], on_cpu: bool
 ) -> Accelerator:
     return Accelerator(
         # Said aloud: without it, processes on a machine without a GPU would not find each other.
         cpu=on_cpu,
         mixed_precision=config.precision,
-        log_with=trackers or None,
+        log_with=list(trackers) or None,
         project_dir=folder,
         # `accelerate launch` sets defaults for both, under which a loss would silently be divided
         # and all of the network compiled; the run's own settings say what is wanted.

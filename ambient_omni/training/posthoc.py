@@ -59,6 +59,9 @@ class Profile:
 def reconstruction(snapshots: Sequence[Profile], wanted: Profile) -> NDArray[np.float64]:
     """Return the coefficients (len(snapshots),) whose mix of snapshots is closest to `wanted`.
 
+    How close that is says `mismatch`: a time between two snapshots, or a width far from those that
+    are tracked, is not had from any mix.
+
     Least squares between the profiles over all times, in closed form: A x = b with the inner
     products ⟨p_i, p_j⟩ and ⟨p_i, p⟩ (EDM2, equation 3 and algorithm 3). The coefficients sum to
     about 1 and may be negative.
@@ -73,6 +76,15 @@ def reconstruction(snapshots: Sequence[Profile], wanted: Profile) -> NDArray[np.
     # Neighbouring snapshots are nearly alike: lstsq cuts what float64 cannot tell apart.
     coefficients: NDArray[np.float64] = np.linalg.lstsq(gram, target, rcond=1e-14)[0]
     return coefficients
+
+
+def mismatch(
+    snapshots: Sequence[Profile], coefficients: NDArray[np.float64], wanted: Profile
+) -> float:
+    """Return how far a mix of profiles is from the wanted one: ‖mix - p‖ / ‖p‖ over all times."""
+    profiles, weights = [*snapshots, wanted], np.append(coefficients, -1.0)
+    gram = np.array([[_inner(one, other) for other in profiles] for one in profiles])
+    return math.sqrt(max(0.0, weights @ gram @ weights) / _inner(wanted, wanted))
 
 
 def _inner(one: Profile, other: Profile) -> float:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ambient_omni.training import checkpoints
 from ambient_omni.training.checkpoints import Checkpoint, Tensors
-from ambient_omni.training.posthoc import Profile, gamma_of_sigma_rel, reconstruction
+from ambient_omni.training.posthoc import (
+    Profile,
+    gamma_of_sigma_rel,
+    mismatch,
+    reconstruction,
+)
 from ambient_omni.training.run_record import find_run
 from schemas.errors import BadInput
 from schemas.root import Root
+
+# Farther from the profile that is asked for, a mix is another average, whose coefficients do not
+# sum to 1 either.
+_WORST_MISMATCH = 0.1
 
 
 def reconstruct(root: Root, run_id: str, sigma_rel: float, num_images: int | None = None) -> Path:
@@ -39,17 +50,35 @@ def reconstruct(root: Root, run_id: str, sigma_rel: float, num_images: int | Non
         for snapshot in snapshots
         for group, profile in snapshot.state["profiles"].items()
     ]
-    time = num_images or max(profile.time for _, _, profile in sources)
-    try:
-        wanted = Profile(gamma_of_sigma_rel(sigma_rel), time)
-        coefficients = reconstruction([profile for _, _, profile in sources], wanted)
-    except ValueError as error:
-        raise BadInput(f"run {run_id}: {error}") from error
+    profiles = [profile for _, _, profile in sources]
+    time = max(profile.time for profile in profiles) if num_images is None else num_images
+    coefficients = _coefficients(run_id, profiles, sigma_rel, time)
     average = _mix([source[:2] for source in sources], coefficients.tolist())
     parents = {**snapshots[0].parents, "power_ema": {"sigma_rel": sigma_rel, "num_images": time}}
     step = round(time / snapshots[0].parents["config"]["batch_size"])
     name = folder / "averages" / f"sigma_rel-{sigma_rel:g}"
     return checkpoints.save(name, step, {"ema": average}, parents, {})
+
+
+def _coefficients(
+    run_id: str, profiles: list[Profile], sigma_rel: float, time: float
+) -> NDArray[np.float64]:
+    if time < 1:
+        raise BadInput(f"an average over {time:g} images is none: leave images out, or give more")
+    try:
+        wanted = Profile(gamma_of_sigma_rel(sigma_rel), time)
+        coefficients = reconstruction(profiles, wanted)
+    except ValueError as error:
+        raise BadInput(f"run {run_id}: {error}") from error
+    off = mismatch(profiles, coefficients, wanted)
+    if off > _WORST_MISMATCH:
+        times = ", ".join(f"{t:g}" for t in sorted({profile.time for profile in profiles}))
+        raise BadInput(
+            f"no mix of the snapshots of run {run_id} comes near a width of {sigma_rel:g} at "
+            f"{time:g} images ({off:.0%} off): ask for a time at which there is a snapshot "
+            f"({times}), or for a width nearer to those of power_ema.sigma_rels"
+        )
+    return coefficients
 
 
 def _mix(sources: list[tuple[Checkpoint, str]], coefficients: list[float]) -> Tensors:

@@ -7,6 +7,7 @@ from ambient_omni import rng
 from ambient_omni.training.posthoc import (
     Profile,
     gamma_of_sigma_rel,
+    mismatch,
     power_decay,
     reconstruction,
     sigma_rel_of_gamma,
@@ -96,6 +97,18 @@ def curve(profile, tau):
     inside = tau <= profile.time
     scale = (profile.gamma + 1) / profile.time
     return np.where(inside, scale * (tau / profile.time) ** profile.gamma, 0)
+
+
+def test_the_mismatch_is_the_distance_between_mix_and_profile():
+    profiles = [Profile(17.0, 4.0), Profile(7.0, 4.0), Profile(17.0, 8.0), Profile(7.0, 8.0)]
+    tau = (np.arange(20_000) + 0.5) / 20_000 * 8
+    curves = np.stack([curve(profile, tau) for profile in profiles], axis=1)
+    for wanted, close in ((Profile(9.0, 8.0), True), (Profile(9.0, 6.0), False)):
+        mix = reconstruction(profiles, wanted)
+        exact = curve(wanted, tau)
+        off = np.linalg.norm(curves @ mix - exact) / np.linalg.norm(exact)
+        assert mismatch(profiles, mix, wanted) == pytest.approx(off, abs=2e-3)
+        assert bool(off < 0.05) is close
 
 
 def test_a_time_after_the_last_snapshot_is_refused():

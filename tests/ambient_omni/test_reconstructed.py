@@ -68,14 +68,18 @@ def test_every_snapshot_is_kept_while_checkpoints_are_pruned(trainable, config):
     assert [path.name[-2:] for path in checkpoints.steps(run.snapshots)] == ["12", "09", "06", "03"]
 
 
-@pytest.mark.parametrize(
-    ("sigma_rel", "time", "said"),
-    [(0.5, None, "sigma_rel must be above 0"), (0.1, 10**6, "no snapshot reaches 1e")],
-)
-def test_averages_that_cannot_be_had_are_said(trainable, config, sigma_rel, time, said):
+def test_averages_that_cannot_be_had_are_said(trainable, config):
     run_id = train(trainable, config(power_ema=power_ema(0.05, 0.1)), show=False)
-    with pytest.raises(BadInput, match=said):
-        reconstruct(trainable, run_id, sigma_rel, time)
+    for sigma_rel, time, said in (
+        (0.5, None, "sigma_rel must be above 0"),
+        (0.1, 10**6, "no snapshot reaches 1e"),
+        (0.1, -5, "an average over -5 images is none"),
+        (0.1, 0, "an average over 0 images is none"),
+        (0.005, None, r"width of 0\.005 at 96 images \(\d\d% off\).*\(24, 48, 72, 96\)"),
+        (0.08, 80, r"width of 0\.08 at 80 images \(\d\d% off\)"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            reconstruct(trainable, run_id, sigma_rel, time)
 
 
 def test_a_run_without_snapshots_says_what_to_set(trainable, config):
