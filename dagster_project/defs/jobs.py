@@ -87,7 +87,7 @@ def bring_in_batch(
     from dagster_project.steps import INGEST_BATCH
 
     root = project.root
-    with _refusals():
+    with refusals():
         if config.until not in FOLLOWING:
             raise dg.Failure(f"until {config.until!r} is none of {', '.join(FOLLOWING)}")
         # An unknown role is refused by name.
@@ -112,7 +112,7 @@ def bring_in_batch(
 @dg.op(description="Computes what is new or stale in the tables, and nothing else.")
 def rescore_stale(context: dg.OpExecutionContext, config: Rescore, project: Project) -> list[str]:
     """Walk what the jobs themselves call stale."""
-    with _refusals():
+    with refusals():
         done = _runner(context, project).refresh(config.until)
     lines = [f"{step.title} {partition or ''}: {why}" for step, partition, why in done]
     context.add_output_metadata({"done": len(done), "what": "; ".join(lines) or "nothing"})
@@ -131,7 +131,7 @@ def train_candidate_classifier(
     root, request = project.root, project.request
     recipe, life = request.full_recipe, request.operations.classifier
     space = recipe.transform.noise_space
-    with _refusals():
+    with refusals():
         candidate = classifiers.train_candidate(root, request)
         promoted = classifiers.promoted_id(root, space)
         found: dict[str, Any] = {"candidate": candidate, "promoted": promoted or "none"}
@@ -157,7 +157,7 @@ def promote_classifier(
     context: dg.OpExecutionContext, config: Promotion, project: Project
 ) -> dict[str, Any]:
     """Promote, then grade and annotate with it."""
-    with _refusals():
+    with refusals():
         found = promote_now(project, config.classifier_id, force=config.force)
         if config.refresh:
             _runner(context, project).refresh()
@@ -214,7 +214,7 @@ def promote() -> None:
     promote_classifier()
 
 
-class _refusals:
+class refusals:
     """What a person can mend fails the run in one line, without retries."""
 
     def __enter__(self) -> None:

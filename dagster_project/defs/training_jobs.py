@@ -12,7 +12,7 @@ import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 from pydantic import Field
 
-from dagster_project.defs.jobs import RESTARTED
+from dagster_project.defs.jobs import RESTARTED, refusals
 from dagster_project.defs.project import Project
 from dagster_project.operations.config import LaunchConfig
 from dagster_project.steps import ARM
@@ -76,13 +76,15 @@ def plan_comparison(
     context: dg.OpExecutionContext, config: CompareArms, project: Project
 ) -> Iterator[dg.DynamicOutput[dict[str, Any]]]:
     """Name each arm's run before the first is trained: equal budget, equal data."""
-    arms = config.arms or list(project.with_recipe(config.recipe).request.full_recipe.arms)
     common = config.model_dump(exclude={"arms"})
-    # From here on it does not matter what is committed while the first arms train.
-    common["table_versions"] = _present_versions(project, config.table_versions)
+    with refusals():
+        arms = config.arms or list(project.with_recipe(config.recipe).request.full_recipe.arms)
+        # From here on it does not matter what is committed while the first arms train.
+        common["table_versions"] = _present_versions(project, config.table_versions)
     for arm in arms:
         wanted = common | {"arm": arm, "policy_id": ""}
-        run_id = _trainer(project, wanted)[0]
+        with refusals():
+            run_id = _trainer(project, wanted)[0]
         context.log.info(f"{arm}: run {run_id}")
         yield dg.DynamicOutput(wanted | {"run_id": run_id}, mapping_key=_safe(arm))
 
@@ -93,7 +95,8 @@ def train_planned(
 ) -> dict[str, str]:
     """Train an arm, unless the data changed since the comparison was planned."""
     wanted = {name: value for name, value in planned.items() if name != "run_id"}
-    found = _trainer(project, wanted)[0]
+    with refusals():
+        found = _trainer(project, wanted)[0]
     if found != planned["run_id"]:
         raise dg.Failure(
             f"the data changed while arms were trained: {planned['arm']} would be run {found}, "
@@ -205,7 +208,8 @@ def _train(context: dg.OpExecutionContext, project: Project, wanted: Mapping[str
 
     from dagster_project.operations.launch import REFUSED, TrainerFailed
 
-    run_id, trainer = _trainer(project, wanted)
+    with refusals():
+        run_id, trainer = _trainer(project, wanted)
     context.instance.add_run_tags(context.run_id, {RUN_TAG: run_id})
     reader = PipesFileMessageReader(str(trainer.messages), cleanup_file=False)
     try:
