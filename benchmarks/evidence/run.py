@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -39,6 +40,8 @@ def run(tasks: Sequence[Task], form: Form, folder: Path, workers: int) -> None:
         for process in crew:
             process.start()
         _watch(missing, form, store, crew)
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; the same command goes on") from None
     finally:
         for process in crew:
             process.terminate()
@@ -56,22 +59,40 @@ def work(tasks: Sequence[Task], form: Form, folder: Path) -> None:
     from benchmarks.evidence.tasks import compute
 
     torch.set_num_threads(1)
-    store, left = Store(folder), list(tasks)
+    store, left, failed = Store(folder), list(tasks), 0
     while left:
         if os.getppid() == 1:
             return  # whoever started it is gone
-        before = len(left)
-        for task in list(left):
-            if store.has(task, form):
-                left.remove(task)
-            elif all(store.has(need, form) for need in task.needs()):
-                with store.claimed(task, form) as mine:
-                    if mine:
-                        compute(task, form, store)
-                        left.remove(task)
-                        break
-        if len(left) == before:
-            time.sleep(_WAIT_SEC)
+        task = _next(left, form, store)
+        if task is None:
+            left = [task for task in left if not store.has(task, form)]
+            time.sleep(_WAIT_SEC if left else 0)
+            continue
+        with store.claimed(task, form) as mine:
+            try:
+                if mine:
+                    compute(task, form, store)
+                    left.remove(task)
+            except Exception:  # noqa: BLE001 - it is told, and the worker ends with 1
+                # One cell that fails must not cost a night: the rest goes on without it.
+                print(f"{task.name} failed", file=sys.stderr)
+                traceback.print_exc()
+                failed, left = failed + 1, [t for t in left if not _rests_on(t, task)]
+    if failed:
+        raise SystemExit(1)
+
+
+def _next(left: Sequence[Task], form: Form, store: Store) -> Task | None:
+    """Return the first task that nobody computes and whose needs are there."""
+    for task in left:
+        ready = all(store.has(need, form) for need in task.needs())
+        if ready and not store.has(task, form) and store.is_free(task, form):
+            return task
+    return None
+
+
+def _rests_on(task: Task, other: Task) -> bool:
+    return task == other or any(_rests_on(need, other) for need in task.needs())
 
 
 def seconds_left(tasks: Sequence[Task], form: Form, store: Store, workers: int) -> float:

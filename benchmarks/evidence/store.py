@@ -59,6 +59,11 @@ class Store:
             aside.replace(file)
         write_json(file.with_suffix(".json"), dict(facts))
 
+    def is_free(self, task: Task, form: Form) -> bool:
+        """Say whether no process computes a task now."""
+        with self.claimed(task, form) as mine:
+            return mine
+
     @contextlib.contextmanager
     def claimed(self, task: Task, form: Form) -> Iterator[bool]:
         """Say whether this process may compute a task now; no other does, while the block runs."""

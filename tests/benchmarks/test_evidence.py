@@ -233,6 +233,22 @@ def test_a_stopped_run_computes_the_rest_alone(tmp_path, monkeypatch):
     assert computed == wanted[1:]
 
 
+def test_a_task_that_fails_costs_what_rests_on_it_and_nothing_else(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    wanted = plan.tasks(plan.QUICK)
+
+    def compute(task, form, store):
+        if task.stage == "curves":
+            raise RuntimeError("no luck")
+        store.keep(task, form, {"seconds": 1.0}, {})
+
+    monkeypatch.setattr(tasks, "compute", compute)
+    with pytest.raises(SystemExit):
+        run.work(wanted, plan.QUICK, tmp_path)
+    done = {t.cell.arm for t in wanted if t.stage == "measure" and store.has(t, plan.QUICK)}
+    assert done == {"only_reference", "all_clean", "keep_everything"}
+
+
 def test_two_workers_never_compute_one_task(tmp_path):
     store, task = Store(tmp_path), Task.of("train", Cell.of(PROBLEM, "all_clean"))
     with store.claimed(task, FORM) as mine, Store(tmp_path).claimed(task, FORM) as other:
