@@ -20,7 +20,9 @@ def main() -> None:
     running.add_argument("--cache", type=Path, default=None, help="folder of the results")
     running.add_argument("--list", action="store_true", help="name the tasks and do nothing")
     reporting = commands.add_parser("report", help="write docs/evidence.md from stored results")
-    reporting.add_argument("--quick", action="store_true", help="print the quick form's instead")
+    reporting.add_argument(
+        "--quick", action="store_true", help="of the quick form, beside its cache"
+    )
     reporting.add_argument("--cache", type=Path, default=None, help="folder of the results")
     given = parser.parse_args()
     form = plan.QUICK if given.quick else plan.FULL
@@ -34,7 +36,7 @@ def main() -> None:
     from benchmarks.evidence import report, results
 
     print(results.export(form, folder))
-    if given.command == "report":
+    if given.command == "report" or given.quick:
         report.write(form, folder)
 
 

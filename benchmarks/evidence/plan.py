@@ -54,9 +54,9 @@ FULL = Form(name="full", classifier=_CLASSIFIER, samples=_SAMPLES)
 QUICK = Form(
     name="quick",
     num_test=300,
-    training=TrainingSettings(num_images=32_000, num_checks=8),
-    classifier=_CLASSIFIER.model_copy(update={"num_images": 8_000}),
-    samples=_SAMPLES.model_copy(update={"num_images": 500, "num_steps": 12}),
+    training=TrainingSettings(num_images=64_000),
+    classifier=_CLASSIFIER.model_copy(update={"num_images": 10_000}),
+    samples=_SAMPLES.model_copy(update={"num_images": 1_000}),
 )
 
 

@@ -108,6 +108,7 @@ def _table(group: Group, arms: Sequence[Arm]) -> Iterator[str]:
     if chosen:
         yield ""
         yield from _of_chosen(group, chosen)
+        yield from _of_classifier(group)
 
 
 def _of_chosen(group: Group, chosen: Arm) -> Iterator[str]:
@@ -123,6 +124,23 @@ def _of_chosen(group: Group, chosen: Arm) -> Iterator[str]:
         f"Above the pool's median σ_min it closes {percent(above)} % of the gap in loss; below "
         f"it, loss against the better baseline is {told([100 * b for b in below], '+.1f')} %."
     )
+
+
+def _of_classifier(group: Group) -> Iterator[str]:
+    known = [row for row in group.rows("classifier_hard") if row.train["classifier"]]
+    refused = [row for row in known if row.train["classifier"]["refused"]]
+    if refused:
+        yield (
+            f"The classifier's positive control refused it for {len(refused)} of {len(known)} "
+            "seeds; the product would stop there."
+        )
+    for row in known[:1]:
+        levels = row.train["levels"]
+        quantiles = ", ".join(f"{level:.2g}" for level in levels["quantiles"])
+        yield (
+            f"σ_min of the pool (seed {row.cell.problem.seed}): {levels['share_everywhere']:.0%} "
+            f"are 0, {levels['share_never']:.0%} null, quantiles 10, 50 and 90 %: {quantiles}."
+        )
 
 
 def _severities(study: Study) -> Iterator[str]:

@@ -161,6 +161,8 @@ def best_on_validation(rows: Iterable[Sequence[Row]]) -> Sequence[Row]:
 def _row(cell: Cell, train: Task, measure: Task, form: Form, store: Store) -> dict[str, Any]:
     trained, measured = store.facts(train, form), store.facts(measure, form)
     arrays = store.arrays(measure, form)
+    curves = [need for need in train.needs() if need.stage == "curves"]
+    trained["classifier"] = store.facts(curves[0], form) if curves else None
     trained["curve"] = [[seen, sum(losses)] for seen, losses in trained["curve"]]
     trained["measure_seconds"] = measured.pop("seconds")
     trained["measure_cpu_seconds"] = measured.pop("cpu_seconds")

@@ -302,7 +302,8 @@ def _row(arm: str, seed: int, loss: float, fd: float = 1.0, validation: float = 
         "curve": [[100, 2 * validation], [200, validation], [300, 1.5 * validation]],
         "selected_at": 200,
         "validation_loss": [validation],
-        "levels": {"quantiles": [0.1, 0.5, 1.0]},
+        "levels": {"quantiles": [0.1, 0.5, 1.0], "share_everywhere": 0.2, "share_never": 0.1},
+        "classifier": {"refused": "no"} if arm == "classifier_hard" else None,
         "cpu_seconds": 1.0,
         "measure_cpu_seconds": 1.0,
     }
@@ -354,6 +355,7 @@ def test_the_report_is_made_from_stored_results_alone(tmp_path):
     text = (tmp_path / "quick.md").read_text()
     assert "| pilot | 2.500 | 75 % | 6.0 | 50 % |" in text
     assert "| classifier hard | 3.000 | 50 % | 4.5 | 75 % |" in text
+    assert "positive control refused it for 1 of 1" in text
     assert (tmp_path / "images" / "evidence_levels.png").exists()
 
 
