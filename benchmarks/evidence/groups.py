@@ -83,8 +83,8 @@ def above_and_below(group: Group, arm: Arm) -> tuple[list[float], list[float]]:
     sigmas = np.array(group.study.form.test_sigmas)
     above, below = [], []
     for alone, everything, row, clean in group.together(*BASELINES, arm, "all_clean"):
-        levels = row.train["levels"]["quantiles"]
-        high = sigmas >= (levels[1] if levels else math.inf)
+        median = row.train["levels"]["quantiles"][1]
+        high = sigmas >= (math.inf if median is None else median)
         if high.any():
             sums = [float(part.loss[high].sum()) for part in (alone, row, clean)]
             above.append(gap_closed(*sums))

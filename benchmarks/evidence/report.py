@@ -136,7 +136,7 @@ def _of_classifier(group: Group) -> Iterator[str]:
         )
     for row in known[:1]:
         levels = row.train["levels"]
-        quantiles = ", ".join(f"{level:.2g}" for level in levels["quantiles"])
+        quantiles = ", ".join("null" if q is None else f"{q:.2g}" for q in levels["quantiles"])
         yield (
             f"σ_min of the pool (seed {row.cell.problem.seed}): {levels['share_everywhere']:.0%} "
             f"are 0, {levels['share_never']:.0%} null, quantiles 10, 50 and 90 %: {quantiles}."

@@ -143,12 +143,14 @@ def _known(cell: Cell, form: Form, store: Store) -> Known:
 
 
 def _summary(sigma_min: NDArray[np.float64]) -> Facts:
-    finite = sigma_min[np.isfinite(sigma_min)]
-    quantiles = np.quantile(finite, (0.1, 0.5, 0.9)).tolist() if len(finite) else []
+    never = ~np.isfinite(sigma_min)
+    known = np.where(never, np.inf, sigma_min)
+    quantiles = np.quantile(known, (0.1, 0.5, 0.9), method="inverted_cdf")
     return {
         "share_everywhere": float((sigma_min == 0).mean()),
-        "share_never": float((~np.isfinite(sigma_min)).mean()),
-        "quantiles": quantiles,
+        "share_never": float(never.mean()),
+        # None: at no high level.
+        "quantiles": [float(level) if np.isfinite(level) else None for level in quantiles],
     }
 
 

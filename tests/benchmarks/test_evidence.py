@@ -10,7 +10,7 @@ from PIL import Image
 from ambient_omni import rng
 from benchmarks.evidence import images, plan, report, results, run, tasks
 from benchmarks.evidence.cells import Cell, Form, Problem, Task
-from benchmarks.evidence.groups import Group, images_needed
+from benchmarks.evidence.groups import Group, above_and_below, images_needed
 from benchmarks.evidence.results import Row, Study, gap_closed, interval, paired_by_photo
 from benchmarks.evidence.store import Store
 from benchmarks.evidence.training import TrainingSettings
@@ -328,6 +328,15 @@ def test_the_policy_is_chosen_by_validation_loss_and_never_by_the_tests():
     assert group.chosen() == "pilot"
     assert group.gaps("pilot", "loss") == [0.5]
     assert group.excess("pilot") == [pytest.approx(-0.25)]
+
+
+def test_the_median_level_parts_the_loss_and_null_is_above_every_level():
+    rows = [_row("only_reference", 0, 4), _row("keep_everything", 0, 4), _row("all_clean", 0, 2)]
+    rows.append(_row("pilot", 0, 3))
+    group = Group(_study(rows), rows[1].cell.problem)
+    assert above_and_below(group, "pilot") == ([0.5], [-0.25])
+    rows[-1].train["levels"]["quantiles"] = [0.0, None, None]
+    assert above_and_below(group, "pilot") == ([], [-0.25])
 
 
 def test_images_needed_are_a_share_of_what_only_reference_took():
