@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel
 
@@ -12,6 +12,9 @@ from pipelines.job import JobReport
 from pipelines.spark import SparkSettings
 from schemas.errors import AmbientOmniError, BadInput
 from schemas.root import Root
+
+if TYPE_CHECKING:
+    from pipelines.imports import ImportedFile
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -132,6 +135,57 @@ def _curves(options: argparse.Namespace) -> JobReport:
         settings=_spark(options),
         dry_run=options.dry_run,
     )
+
+
+def _import_scores(options: argparse.Namespace) -> JobReport:
+    from pipelines.imports import import_scores
+
+    return import_scores(
+        Root.open(options.root),
+        options.batch,
+        _imported_file(options),
+        options.column or (),
+        name=options.name,
+        pack=options.pack,
+        settings=_spark(options),
+        dry_run=options.dry_run,
+    )
+
+
+def _import_levels(options: argparse.Namespace) -> JobReport:
+    from pipelines.imports import import_levels
+
+    return import_levels(
+        Root.open(options.root),
+        options.batch,
+        _imported_file(options),
+        noise_space=options.noise_space,
+        name=options.name,
+        sigma_min_column=options.sigma_min,
+        sigma_max_column=options.sigma_max,
+        settings=_spark(options),
+        dry_run=options.dry_run,
+    )
+
+
+def _import_embeddings(options: argparse.Namespace) -> JobReport:
+    from pipelines.imports import import_embeddings
+
+    return import_embeddings(
+        Root.open(options.root),
+        options.batch,
+        _imported_file(options),
+        options.column,
+        name=options.name,
+        settings=_spark(options),
+        dry_run=options.dry_run,
+    )
+
+
+def _imported_file(options: argparse.Namespace) -> "ImportedFile":
+    from pipelines.imports import ImportedFile
+
+    return ImportedFile(options.file, options.key_column, options.keys)
 
 
 def _dedup(options: argparse.Namespace) -> JobReport:
@@ -304,6 +358,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BATCH",
         help="batches that a quality_rank's border is frozen on (default: --batch)",
     )
+    _add_imports(jobs)
     _job(jobs, "compact", _compact, "rewrite tables into fewer files", batch=False)
     vacuum = _job(
         jobs, "vacuum", _vacuum, "delete files that no kept or pinned version needs", batch=False
@@ -311,6 +366,49 @@ def _parser() -> argparse.ArgumentParser:
     vacuum.add_argument("--retention-hours", type=int, default=168)
     _job(jobs, "purge", _purge, "blank what was taken down, remove facts about it", batch=False)
     return parser
+
+
+def _add_imports(jobs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the jobs that bring in what others measured or decided."""
+    scores = _import(jobs, "import-scores", _import_scores, "scores of a file, as a new version")
+    scores.add_argument("--column", nargs="+", help="which columns (default: all numbers)")
+    scores.add_argument("--name", help="of the measure, of one column (default: the column's)")
+    scores.add_argument(
+        "--pack",
+        default="external",
+        help="pack whose columns they are, such as clip (default: measures of their own)",
+    )
+    levels = _import(
+        jobs, "import-levels", _import_levels, "levels of a file, as an external policy"
+    )
+    levels.add_argument("--noise-space", required=True, help="what the levels are measured in")
+    levels.add_argument("--name", default="levels", help="what the policy is called")
+    levels.add_argument("--sigma-min", default="sigma_min", metavar="COLUMN")
+    levels.add_argument("--sigma-max", metavar="COLUMN", help="(default: sigma_max, if there)")
+    vectors = _import(
+        jobs, "import-embeddings", _import_embeddings, "vectors of a file, as a new encoder"
+    )
+    vectors.add_argument("--column", default="embedding")
+    vectors.add_argument("--name", required=True, help="of the encoder")
+
+
+def _import(
+    jobs: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    run: Callable[[argparse.Namespace], JobReport],
+    text: str,
+) -> argparse.ArgumentParser:
+    job = _job(jobs, name, run, text, spark=True)
+    job.add_argument(
+        "--file", type=Path, required=True, help="csv, tsv, parquet, or safetensors of CLIP-IQA"
+    )
+    job.add_argument("--key-column", help="column that names images (default: the usual names)")
+    job.add_argument(
+        "--keys",
+        choices=("sample_id", "url", "name", "pixels", "order"),
+        help="what it holds (default: by its name)",
+    )
+    return job
 
 
 def _job(

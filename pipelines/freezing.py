@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from pipelines.measures import (
     classifier_row,
     crop_classifier_row,
+    direction_of,
     read_curves,
     read_scores,
     table_row,
+    the_version,
 )
 from pipelines.policies import (
     ClassifierThreshold,
@@ -24,7 +26,7 @@ from pipelines.policies import (
     rank_border,
 )
 from pipelines.policies.by_sample_size import best_evidence, evidence, pool_moments, shrink
-from pipelines.scorers import PACKS
+from pipelines.scorers.base import Direction
 from schemas.errors import AnnotationMissing, BadInput, NotEnoughReferences
 from schemas.reference_sets import TRUSTED
 from schemas.root import Root
@@ -39,20 +41,31 @@ def freeze_quality_rank(
     sigma_min_rest: float | None,
     noise_space: str,
     pack: str = "classical",
+    scorer_version: str | None = None,
+    direction: Direction | None = None,
     name: str = "",
 ) -> QualityRank:
     """Find the border on the scores of `batches` and return the policy with it.
 
+    Args:
+        root: where the tables are.
+        batches: whose scores set the border.
+        column: the score that ranks.
+        good_fraction: share that is good.
+        sigma_min_rest: level of the others; None: never.
+        noise_space: what levels are measured in.
+        pack: of the score; `external` for an imported one.
+        scorer_version: which measurement; None: the one this code makes, or the only one there is.
+        direction: which way is better; None: the scorer's own, which an imported one has not.
+        name: what people call the policy.
+
     Raises:
-        BadInput: the column cannot rank, or no image of the batches has the score.
-        TableMissing: a batch has no scores of this code's version.
+        BadInput: the column cannot rank, no image of the batches has the score, or it was measured
+            in several versions and none is named.
+        TableMissing: a batch has no scores of that version.
     """
-    if pack not in PACKS or column not in {s.name for s in PACKS[pack].scorers}:
-        raise BadInput(f"there is no score {column!r} in a pack {pack!r}")
-    direction = PACKS[pack].scorer(column).direction
-    if direction == "neither":
-        raise BadInput(f"{column} is neither better high nor better low; rank by another score")
-    version = PACKS[pack].version
+    direction = direction_of(pack, column, direction)
+    version = scorer_version or the_version(root, batches, pack)
     scores, ids = _pooled(root, batches, pack, column, version)
     if not np.isfinite(scores).any():
         raise BadInput(f"no image of {list(batches)} has a {column} score; nothing can be ranked")

@@ -3,14 +3,19 @@
 Shapes: N samples, L levels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipelines.scorers import PACKS as SCORERS
+from pipelines.scorers.base import Direction
 from schemas.errors import BadInput, TableMissing
 from schemas.root import Root
+from schemas.scores import EXTERNAL
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,61 @@ def curves_slice(classifier_id: str, batch: str) -> dict[str, str]:
 def crop_scores_slice(crop_classifier_id: str, batch: str) -> dict[str, str]:
     """Return the slice of a batch in `crop_scores`."""
     return {"crop_classifier_id": crop_classifier_id, "ingest_batch": batch}
+
+
+def direction_of(
+    pack: str, column: str, given: Direction | None
+) -> Literal["higher_is_better", "lower_is_better"]:
+    """Return which way a score is better.
+
+    Raises:
+        BadInput: there is no such score, or it is better neither way.
+    """
+    if pack != EXTERNAL and (
+        pack not in SCORERS or column not in {s.name for s in SCORERS[pack].scorers}
+    ):
+        raise BadInput(f"there is no score {column!r} in a pack {pack!r}")
+    own = None if pack == EXTERNAL else SCORERS[pack].scorer(column).direction
+    direction = given or own
+    if direction is None:
+        raise BadInput(
+            f"{column} of {pack} was imported: say whether it is higher_is_better or "
+            "lower_is_better (direction)"
+        )
+    if direction == "neither":
+        raise BadInput(f"{column} is neither better high nor better low; rank by another score")
+    return direction
+
+
+def the_version(root: Root, batches: Sequence[str], pack: str) -> str:
+    """Return the version of a pack's scores to use where none is named.
+
+    It is the one that this code makes under its default settings; where a batch has no such
+    scores, as with `clip` under another network or imported ones, the only one that all have.
+
+    Raises:
+        BadInput: the batches share several versions.
+        TableMissing: they share none.
+    """
+    shared = set.intersection(*(_versions(root, pack, batch) for batch in batches))
+    if pack != EXTERNAL and SCORERS[pack].version in shared:
+        return SCORERS[pack].version
+    if len(shared) > 1:
+        raise BadInput(
+            f"scores/{pack} of {list(batches)} has versions {sorted(shared)}; name one "
+            "(scorer_version)"
+        )
+    if not shared:
+        raise TableMissing(
+            f"batches {list(batches)} share no version of scores/{pack}; run score on them, or "
+            "import-scores"
+        )
+    return shared.pop()
+
+
+def _versions(root: Root, pack: str, batch: str) -> set[str]:
+    found = root.tables.read(f"scores/{pack}", ["scorer_version"], {"ingest_batch": batch})
+    return set(pc.unique(found["scorer_version"]).to_pylist())
 
 
 def read_scores(root: Root, batch: str, pack: str, column: str, scorer_version: str) -> Measured:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from ambient_omni.noise.crossing import corrected_tau
 from pipelines import policies
 from pipelines.freezing import freeze_crop_window, freeze_quality_rank, freeze_sample_size
-from pipelines.measures import good_share_of, noise_space_of
+from pipelines.measures import direction_of, good_share_of, noise_space_of, the_version
 from pipelines.policies import AnyPolicy, ClassifierThreshold, FixedPerSource
 from pipelines.policies.by_window import Floor
 from schemas.errors import BadInput
@@ -34,7 +34,12 @@ def policy_from_file(root: Root, path: Path, batches: Sequence[str]) -> AnyPolic
         BadInput: the file cannot be read, or a setting is missing, unknown or out of range.
         TableMissing: the classifier or the scores that it needs are not there.
     """
-    values = _read(path)
+    return _from_values(root, path, _read(path), batches)
+
+
+def _from_values(
+    root: Root, path: Path, values: dict[str, Any], batches: Sequence[str]
+) -> AnyPolicy:
     kind = values.get("kind")
     try:
         if kind == "classifier_threshold" and "good_share" in values:
@@ -42,8 +47,11 @@ def policy_from_file(root: Root, path: Path, batches: Sequence[str]) -> AnyPolic
         if kind in ("classifier_threshold", "pilot_calibrated") and "noise_space" not in values:
             values["noise_space"] = noise_space_of(root, str(values.get("classifier_id")))
         if kind == "quality_rank" and "cut_score" not in values:
-            _require(path, values, {"column", "good_fraction", "sigma_min_rest", "noise_space"})
+            needed = {"column", "good_fraction", "sigma_min_rest", "noise_space"}
+            _require(path, values, needed, {"scorer_version", "direction"})
             return freeze_quality_rank(root, batches, **_settings(values))
+        if kind == "best_of_duplicates":
+            return _best_of_duplicates(root, path, values, batches)
         if kind == "sample_size" and "max_evidence" not in values:
             _require(path, values, {"classifier_id", "constant"}, {"smoothing_octaves"})
             return freeze_sample_size(root, batches, **_settings(values))
@@ -57,6 +65,26 @@ def policy_from_file(root: Root, path: Path, batches: Sequence[str]) -> AnyPolic
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "policy"
         raise BadInput(f"{path}: {where}: {first['msg']}") from error
+
+
+def _best_of_duplicates(
+    root: Root, path: Path, values: dict[str, Any], batches: Sequence[str]
+) -> AnyPolicy:
+    """Fill in the rule of what is kept, and the version of the score that chooses."""
+    floor = values.get("floor")
+    if not isinstance(floor, dict):
+        raise BadInput(f"{path}: best_of_duplicates needs a floor, the rule for what is kept")
+    decided = _from_values(root, path, dict(floor), batches)
+    pack, column = str(values.get("pack", "classical")), str(values.get("column", ""))
+    found = {
+        "floor": decided.model_dump(mode="json"),
+        "pack": pack,
+        "direction": direction_of(pack, column, values.get("direction")),
+        "noise_space": decided.noise_space,
+    }
+    if "scorer_version" not in values:
+        found["scorer_version"] = the_version(root, batches, pack)
+    return policies.from_values(values | found)
 
 
 def _corrected(root: Root, values: dict[str, Any]) -> dict[str, Any]:

@@ -15,11 +15,15 @@ REASONS = (
     "rank_good",
     "rank_rest",
     "unscored",
+    "external",
+    "duplicate",
 )
+
+_NULL_REASONS = ("never_crosses", "fixed_per_source", "rank_rest", "unscored", "duplicate")
 
 CONTRACT = Contract(
     name="noise_annotations",
-    version=2,
+    version=3,
     one_row_is="the levels at which one sample may be used under one policy",
     key=("sample_row", "policy_id"),
     partition_by=("policy_id", "ingest_batch"),
@@ -90,13 +94,14 @@ CONTRACT = Contract(
     ),
     constraints=(
         RowConstraint(
-            "a null sigma_min comes of never_crosses, fixed_per_source, rank_rest or unscored",
+            "a null sigma_min comes of never_crosses, fixed_per_source, rank_rest, unscored or "
+            "duplicate",
             lambda t: pc.and_(
                 pc.is_null(t["sigma_min"]),
                 pc.invert(
                     pc.is_in(
                         t["reason"],
-                        pa.array(["never_crosses", "fixed_per_source", "rank_rest", "unscored"]),
+                        pa.array(_NULL_REASONS),
                     )
                 ),
             ),

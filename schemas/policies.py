@@ -12,11 +12,13 @@ KINDS = (
     "sample_size",
     "pilot_calibrated",
     "crop_window",
+    "external",
+    "best_of_duplicates",
 )
 
 CONTRACT = Contract(
     name="policies",
-    version=2,
+    version=3,
     one_row_is="one decision rule",
     key=("policy_id",),
     columns=(

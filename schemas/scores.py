@@ -45,7 +45,13 @@ SCORER_VERSIONS = Column(
 # Sides of patches, pixels, of the published CLIP-IQA files of ImageNet.
 PATCH_SIDES = (512, 256, 128, 64, 32)
 
+# Measures of others: a file's column is a slice of its own, named by its scorer_version.
+EXTERNAL = "external"
+EXTERNAL_COLUMN = "score"
+_ONE_SCORER = ("classical", EXTERNAL)  # or one version for all: nothing more to say of versions
+
 PACKS: dict[str, tuple[Column, ...]] = {
+    EXTERNAL: (score(EXTERNAL_COLUMN, "the number of an imported file", "the file's own"),),
     "classical": (
         score("sharpness", "variance of the Laplacian of luma", "luma^2", minimum=0),
         score(
@@ -108,7 +114,7 @@ def contract_for(pack: str) -> Contract:
             INGEST_BATCH,
             SCORER_VERSION,
             *PACKS[pack],
-            *(() if pack == "classical" else (SCORER_VERSIONS,)),
+            *(() if pack in _ONE_SCORER else (SCORER_VERSIONS,)),
             Column(
                 "unscored_reason",
                 pa.string(),

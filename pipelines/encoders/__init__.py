@@ -1,5 +1,5 @@
 """Encoders: an image becomes a vector."""
 
-from pipelines.encoders.base import Encoder, EncoderConfig, load_encoder
+from pipelines.encoders.base import Encoder, EncoderConfig, ImportedEncoder, load_encoder
 
-__all__ = ["Encoder", "EncoderConfig", "load_encoder"]
+__all__ = ["Encoder", "EncoderConfig", "ImportedEncoder", "load_encoder"]

@@ -42,6 +42,19 @@ class EncoderConfig(BaseModel):
         return f"{_NAME}-{self.resolution}-{canonical_hash(facts)}"
 
 
+class ImportedEncoder(BaseModel):
+    """Vectors that others made, by the version that `import-embeddings` gave them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    imported: str = Field(min_length=1, description="encoder_version of the imported vectors")
+
+    @property
+    def encoder_version(self) -> str:
+        """The version that was imported."""
+        return self.imported
+
+
 class Encoder:
     """EfficientNet-Lite0 on this process's CPU or GPU. See `load_encoder`."""
 

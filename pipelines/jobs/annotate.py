@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines import policies
+from pipelines import duplicates, policies
 from pipelines.job import JobReport
 from pipelines.measures import (
     Measured,
@@ -26,10 +26,12 @@ from pipelines.measures import (
 )
 from pipelines.policies import (
     AnyPolicy,
+    BestOfDuplicates,
     ClassifierThreshold,
     CropWindow,
     CurvePolicy,
     Decisions,
+    External,
     FixedPerSource,
     PilotCalibrated,
     QualityRank,
@@ -39,11 +41,13 @@ from pipelines.slices import Target
 from schemas.errors import AnnotationMissing, BadInput, TableMissing
 from schemas.ids import canonical_hash
 from schemas.root import Root
+from schemas.scores import EXTERNAL, EXTERNAL_COLUMN
 
 JOB = "annotate"
 TABLE = "noise_annotations"
 _TRUSTED_BATCHES = ("reference", "evaluation")
 _FOREIGN = "foreign"
+_EXTERNAL = f"scores/{EXTERNAL}"
 
 
 def annotate(root: Root, batch: str, policy: AnyPolicy, *, dry_run: bool = False) -> JobReport:
@@ -162,6 +166,14 @@ def _measured_from(root: Root, batch: str, policy: AnyPolicy) -> dict[str, str |
     if isinstance(policy, QualityRank):
         table, slice_ = f"scores/{policy.pack}", scores_slice(policy.scorer_version, batch)
         return {table: fingerprint(table, slice_)}
+    if isinstance(policy, External):
+        return {
+            version: fingerprint(_EXTERNAL, scores_slice(version, batch))
+            for version in (policy.sigma_min_version, policy.sigma_max_version)
+            if version is not None
+        }
+    if isinstance(policy, BestOfDuplicates):
+        return duplicates.made_from(root, policy) | _measured_from(root, batch, policy.floor)
     return {}
 
 
@@ -170,6 +182,11 @@ def _tables_of(policy: AnyPolicy) -> list[str]:
         return ["crop_scores", "crop_classifiers", *_tables_of(policy.floor)]
     if isinstance(policy, CurvePolicy):
         return ["noise_curves", "noise_classifiers"]
+    if isinstance(policy, External):
+        return [_EXTERNAL]
+    if isinstance(policy, BestOfDuplicates):
+        tables = [duplicates.TABLE, f"scores/{policy.pack}", *_tables_of(policy.floor)]
+        return list(dict.fromkeys(tables))
     return [f"scores/{policy.pack}"] if isinstance(policy, QualityRank) else []
 
 
@@ -215,6 +232,12 @@ def decide(root: Root, batch: str, policy: AnyPolicy, samples: pa.Table) -> Deci
     if isinstance(policy, QualityRank):
         scores = _scores(root, batch, policy, rows)
         return policies.decide_by_rank(policy, scores, samples["sample_id"].to_pylist())
+    if isinstance(policy, External):
+        return _external(root, batch, policy, rows)
+    if isinstance(policy, BestOfDuplicates):
+        floor = decide(root, batch, policy.floor, samples)
+        is_worse = np.isin(rows, duplicates.worse_copies(root, policy))
+        return policies.without_duplicates(floor, is_worse)
     return _decide_by_curve(root, batch, policy, rows)
 
 
@@ -225,6 +248,19 @@ def _scores(
         return np.empty(0)
     measured = read_scores(root, batch, policy.pack, policy.column, policy.scorer_version)
     return _all_of_them(measured, rows_N, f"{policy.column} score", "score")
+
+
+def _external(root: Root, batch: str, policy: External, rows_N: NDArray[np.int64]) -> Decisions:
+    def levels(version: str) -> NDArray[np.float64]:
+        if not len(rows_N):
+            return np.empty(0)
+        measured = read_scores(root, batch, EXTERNAL, EXTERNAL_COLUMN, version)
+        return _all_of_them(measured, rows_N, f"imported number of {version}", "import-levels")
+
+    high = policy.sigma_max_version
+    return policies.decide_external(
+        levels(policy.sigma_min_version), None if high is None else levels(high)
+    )
 
 
 def _windows(

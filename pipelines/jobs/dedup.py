@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.dedup import near
 from pipelines.dedup.components import clusters_of
-from pipelines.encoders import EncoderConfig
+from pipelines.encoders import EncoderConfig, ImportedEncoder
 from pipelines.job import JobReport
 from pipelines.slices import Target
 from pipelines.spark import SparkSettings, get_session
@@ -52,7 +52,7 @@ class Semantic(_Config):
     kind: Literal["semantic"] = "semantic"
     min_similarity: float = Field(default=0.95, gt=0, le=1, description="cosine of two embeddings")
     num_probes: int = Field(default=2, ge=1, description="cells in which a vector is looked for")
-    encoder: EncoderConfig = EncoderConfig()
+    encoder: EncoderConfig | ImportedEncoder = EncoderConfig()
 
 
 KINDS: dict[str, type[Exact | Perceptual | Semantic]] = {

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.batches import BatchFacts, open_batch
-from pipelines.encoders import EncoderConfig
+from pipelines.encoders import EncoderConfig, ImportedEncoder
 from pipelines.job import JobReport
 from pipelines.ood import unit_length
 from pipelines.ood_model import MEASURES, PERCENTILES, OodModel, fit_model
@@ -42,7 +42,7 @@ class OodConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    encoder: EncoderConfig = Field(
+    encoder: EncoderConfig | ImportedEncoder = Field(
         default=EncoderConfig(), description="whose vectors are compared"
     )
     max_components: int = Field(default=64, ge=1, description="principal components kept at most")

@@ -7,11 +7,13 @@ from pydantic import Field, TypeAdapter
 
 from pipelines.policies.base import REFERENCE, UNSCORED, Decisions
 from pipelines.policies.by_curve import ClassifierThreshold, CurvePolicy, decide_by_curve
+from pipelines.policies.by_duplicates import BestOfDuplicates, without_duplicates
 from pipelines.policies.by_pilot import PilotCalibrated, decide_by_pilot
 from pipelines.policies.by_rank import QualityRank, decide_by_rank, rank_border, tie_breaks
 from pipelines.policies.by_sample_size import SampleSizeAware, decide_by_sample_size
 from pipelines.policies.by_source import ANY_SOURCE, FixedPerSource, decide_by_source
 from pipelines.policies.by_window import CropWindow, decide_windows, with_windows
+from pipelines.policies.external import External, decide_external
 from schemas.errors import TableMissing
 from schemas.ids import canonical_json
 from schemas.registry import contract
@@ -22,10 +24,12 @@ __all__ = [
     "REFERENCE",
     "UNSCORED",
     "AnyPolicy",
+    "BestOfDuplicates",
     "ClassifierThreshold",
     "CropWindow",
     "CurvePolicy",
     "Decisions",
+    "External",
     "FixedPerSource",
     "PilotCalibrated",
     "Policy",
@@ -36,6 +40,7 @@ __all__ = [
     "decide_by_rank",
     "decide_by_sample_size",
     "decide_by_source",
+    "decide_external",
     "decide_windows",
     "from_values",
     "load",
@@ -43,6 +48,7 @@ __all__ = [
     "register",
     "tie_breaks",
     "with_windows",
+    "without_duplicates",
 ]
 
 AnyPolicy = (
@@ -52,6 +58,8 @@ AnyPolicy = (
     | SampleSizeAware
     | PilotCalibrated
     | CropWindow
+    | External
+    | BestOfDuplicates
 )
 Policy = Annotated[AnyPolicy, Field(discriminator="kind")]
 _adapter: TypeAdapter[AnyPolicy] = TypeAdapter(Policy)
