@@ -1,6 +1,6 @@
 """Scoring over Spark beside a bare pool and beside cleanvision, and its memory over many images.
 
-`python -m benchmarks.scoring [--rounds 5] [--images 100000] [--only peers|memory]`
+`python -m benchmarks.scoring [--rounds 3] [--images 100000] [--only peers|memory]`
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ CLEANVISION = "cleanvision==0.3.7"
 CLASSIC_CHECKS = (
     "dark", "light", "odd_aspect_ratio", "odd_size", "low_information", "blurry", "grayscale",
 )  # fmt: skip
-_QUALITIES = (95, 90, 85, 80, 75, 60)
+_QUALITIES = (95, 92, 90, 88, 85, 82, 80, 75, 70, 60)
 # As many images a piece of the pool's work as a small batch's task has.
 _PIECE = 64
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=100_000, help="tiles of the memory run")
     parser.add_argument("--only", choices=("peers", "memory"), help="one half of it")
     parser.add_argument("--memory-child", type=Path, help=argparse.SUPPRESS)

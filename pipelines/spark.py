@@ -143,6 +143,8 @@ def _conf_of(settings: SparkSettings) -> dict[str, str]:
             "spark.ui.enabled": "false",
             "spark.sql.shuffle.partitions": "4",
             "spark.pyspark.python": sys.executable,
+            # Over TCP a task waits 40 ms for an acknowledgement that is delayed.
+            "spark.python.unix.domain.socket.enabled": "true",
         }
     return conf | settings.conf
 
