@@ -1,8 +1,9 @@
 """Way of a job's rows: executors write Parquet files, the driver makes one commit a slice.
 
 A task's files become visible only if the job commits them, and the job commits only what the
-successful try of each task reported: a failed job leaves nothing, a task that ran twice counts
-once.
+successful try of each task reported: a failed job leaves nothing visible, a task that ran twice
+counts once. A finished task leaves a receipt, so that a job that was killed, stopped or failed
+goes on with the tasks that are missing.
 """
 
 import uuid
@@ -11,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from pipelines.receipts import Done, Receipts
 from pipelines.spark import SparkSettings, run_tasks
 from schemas.root import Root
-from schemas.slice_writer import SliceWriter, WrittenFile
+from schemas.slice_writer import SliceWriter
 from schemas.tables import Commit
 
 Task = TypeVar("Task")
@@ -40,6 +42,7 @@ class Outcome:
 
     commits: Mapping[str, Commit] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    num_resumed: int = 0  # tasks that an earlier run of the same job had finished
 
     @property
     def written(self) -> int:
@@ -48,26 +51,23 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Done:
-    files: Mapping[str, list[WrittenFile]]
-    counts: Mapping[str, int]
-
-
-@dataclass(frozen=True)
 class _Attempt(Generic[Task]):
     """What travels to the executors."""
 
     work: Callable[[Task, Writers], Mapping[str, int]]
     blank: Mapping[str, SliceWriter]
+    receipts: Receipts
 
-    def __call__(self, task: Task) -> _Done:
+    def __call__(self, task: Task) -> Done:
         writers = {
             name: SliceWriter(w.store, w.name, w.slice, w.commit_id)
             for name, w in self.blank.items()
         }
         try:
             counts = self.work(task, writers)
-            return _Done({name: writer.close() for name, writer in writers.items()}, counts)
+            done = Done({name: writer.close() for name, writer in writers.items()}, counts)
+            self.receipts.keep(task, done)
+            return done
         except BaseException:  # also when Spark kills the task: its file must go
             for writer in writers.values():
                 writer.abort()
@@ -94,7 +94,8 @@ def run_slices(
         targets: slices the job writes, at most one a table.
         tasks: independent pieces of the slices; picklable.
         work: called in an executor with a task and a writer a stale table; returns counts,
-            which are summed over tasks. It may run more than once for a task.
+            which are summed over tasks. It may run more than once for a task, and what it writes
+            depends on the targets' inputs, the task and the exclusions alone.
         job: name for progress and commit messages.
         batch: name for progress.
         weights: size of each task, for progress.
@@ -110,19 +111,19 @@ def run_slices(
         return Outcome()
     commit_id = uuid.uuid4().hex[:16]
     blank = {t.table: root.tables.writer(t.table, t.slice, commit_id) for t in stale}
-    try:
-        done = run_tasks(
-            tasks,
-            _Attempt(work, blank),
-            label=f"{job} {batch}",
-            weights=weights,
-            unit=unit,
-            settings=settings,
-        )
-    except BaseException:
-        for target in stale:
-            root.tables.discard(target.table, commit_id)
-        raise
+    receipts = Receipts.of(root, {t.table: [dict(t.slice), dict(t.inputs)] for t in stale})
+    stores = {t.table: root.tables.store(t.table) for t in stale}
+    found = [receipts.find(task, stores) for task in tasks]
+    missing = [number for number, one in enumerate(found) if one is None]
+    fresh = run_tasks(
+        [tasks[number] for number in missing],
+        _Attempt(work, blank, receipts),
+        label=f"{job} {batch}",
+        weights=None if weights is None else [weights[number] for number in missing],
+        unit=unit,
+        settings=settings,
+    )
+    done = [one for one in [*found, *fresh] if one is not None]
     commits = {
         target.table: root.tables.commit(
             target.table,
@@ -137,4 +138,5 @@ def run_slices(
     counts: Counter[str] = Counter()
     for one in done:
         counts.update(one.counts)
-    return Outcome(commits, counts)
+    receipts.forget()
+    return Outcome(commits, counts, len(tasks) - len(missing))

@@ -101,6 +101,11 @@ class Store:
         """Return the bytes of a file."""
         return int(self.filesystem.get_file_info(self.full(name)).size)
 
+    def size_or_none(self, name: str) -> int | None:
+        """Return the bytes of a file, None if there is no such file."""
+        info = self.filesystem.get_file_info(self.full(name))
+        return int(info.size) if info.type == pa_fs.FileType.File else None
+
     def read_text(self, name: str) -> str:
         """Return the content of a file of UTF-8."""
         with self.filesystem.open_input_stream(self.full(name)) as file:

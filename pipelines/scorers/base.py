@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.packed import source_of
 from pipelines.scorers.images import Images
 from pipelines.scorers.weights import WeightsMissing
 from schemas.ids import canonical_hash
@@ -68,7 +69,7 @@ class Scorer:
         Raises:
             WeightsMissing: the weights or their package are not there.
         """
-        code = [code_hash(path.read_text()) for path in self.code]
+        code = [code_hash(source_of(path)) for path in self.code]
         return [*code, *([self.weights()] if self.weights is not None else [])]
 
 
@@ -122,7 +123,7 @@ class Pack:
 
     @cached_property
     def _code_hashes(self) -> list[str]:
-        return [code_hash(path.read_text()) for path in self.code]
+        return [code_hash(source_of(path)) for path in self.code]
 
     def _own_version(self, scorer: Scorer) -> list[Any] | None:
         return None if scorer.name in self.skipped else scorer.own_version()

@@ -1,11 +1,14 @@
 import os
+import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from pipelines.receipts import Done, Receipts
 from pipelines.slices import Target, run_slices
 from pipelines.spark import MASTER_VARIABLE, SparkSettings, TasksFailed, get_session, run_tasks
 from schemas.errors import BadInput, ContractViolation
@@ -109,21 +112,75 @@ def test_changed_inputs_replace_the_slice(spark, root):
     assert stored(root) == list(range(70, 80))
 
 
-def test_a_failed_job_leaves_the_old_rows_and_no_file(spark, root):
+def test_a_failed_job_leaves_the_old_rows_and_the_next_run_does_only_what_is_missing(
+    spark, root, tmp_path
+):
     run(root, [0, 1])
-    before = files(root)
 
     def fails_at_the_end(task, writers):
         write_ten(task, writers)
         if task == 2:
             time.sleep(1)  # the others are done by then
             raise RuntimeError("boom")
-        return {}
+        return {"seen": 10}
 
     with pytest.raises(TasksFailed, match="boom"):
         run(root, [0, 1, 2], fails_at_the_end, {"n": 2})
     assert stored(root) == list(range(20))
-    assert files(root) == before
+    assert len(files(root)) == 2 + 2  # those of the try that failed are gone
+    calls = tmp_path / "calls"
+    calls.mkdir()
+
+    def counted(task, writers):
+        (calls / f"{task}-{time.monotonic_ns()}").touch()
+        return write_ten(task, writers)
+
+    outcome = run(root, [0, 1, 2], counted, {"n": 2})
+    assert outcome.num_resumed == 2
+    assert outcome.counts == {"seen": 30}
+    assert [path.name[0] for path in calls.iterdir()] == ["2"]
+    assert stored(root) == list(range(30))
+    assert not any((root.work / "receipts").iterdir())
+
+
+def test_receipts_of_files_that_are_gone_or_of_other_take_downs_do_not_count(root):
+    stores = {"reference_sets": root.tables.store("reference_sets")}
+    writer = root.tables.writer("reference_sets", SLICE, "run1")
+    writer.write(reference_rows(0, 10))
+    done = Done({"reference_sets": writer.close()}, {"seen": 10})
+    receipts = Receipts.of(root, {"reference_sets": [SLICE, {"n": 1}]})
+    receipts.keep(0, done)
+    assert receipts.find(0, stores) == done
+    assert receipts.find(1, stores) is None
+    exclude_something(root)
+    now = Receipts.of(root, {"reference_sets": [SLICE, {"n": 1}]})
+    assert now.find(0, stores) is None
+    (file,) = files(root)
+    file.write_bytes(file.read_bytes()[:-1])
+    assert receipts.find(0, stores) is None
+    file.unlink()
+    assert receipts.find(0, stores) is None
+
+
+def exclude_something(root):
+    row = {"sample_id": "0" * 64, "excluded_at": datetime.now(UTC), "why": "asked"}
+    root.tables.upsert("exclusions", contract("exclusions").table([row]), job="tests")
+
+
+def test_a_worker_that_is_killed_is_tried_again_and_counts_once(spark, root, tmp_path):
+    mark = tmp_path / "killed"
+
+    def dies_once(task, writers):
+        write_ten(task, writers)
+        if task == 1 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"seen": 10}
+
+    outcome = run(root, [0, 1, 2], dies_once)
+    assert mark.exists()
+    assert outcome.counts == {"seen": 30}
+    assert stored(root) == list(range(30))
 
 
 def test_rows_that_break_the_contract_stop_the_job(spark, root):
