@@ -181,7 +181,7 @@ class BatchMaker:
     @property
     def num_unreachable(self) -> int:
         """How many samples are never drawn: no level of the prior may use them."""
-        return self.usable.num_unreachable(self._config.prior)
+        return self._pool.reach().num_unreachable(self._config.prior)
 
     def drawer_of(self, index: NDArray[np.integer]) -> Drawer:
         """Return what draws among some samples, by their place in `index`."""

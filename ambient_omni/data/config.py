@@ -34,7 +34,10 @@ class SamplingConfig(Frozen):
         if wrong:
             raise ValueError(f"source_weights must be positive, got {wrong}: leave the batch out")
         if self.soft_floors and self.class_balance != "none":
-            raise ValueError("soft_floors and class_balance do not go together yet: choose one")
+            # Cells per class would be as many times larger as there are classes.
+            raise ValueError(
+                "soft_floors go with source_weights, not with class_balance: choose one"
+            )
         return self
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ambient_omni.data.config import SamplingConfig
 from ambient_omni.data.training_data import TrainingData
 from ambient_omni.noise.eligibility import Drawer, EligibilityIndex
-from ambient_omni.noise.soft import SoftDrawer
+from ambient_omni.noise.soft import SoftDrawer, lowest_accepted, rate_of_slope
 from ambient_omni.noise.strata import Strata
 from ambient_omni.noise.usable import (
     Levels,
@@ -69,6 +69,16 @@ class Pool:
             strata=replace(strata, group=strata.group[index], source=strata.source[index]),
             slope=None if self.slope is None else self.slope[index],
         )
+
+    def reach(self) -> Usable:
+        """Return from which level on samples are drawn at all: soft floors end below σ_min."""
+        if not self.soft:
+            return self.usable
+        assert self.slope is not None
+        assert self.threshold is not None
+        minimum, window = self.usable.sigma_min, self.usable.sigma_max
+        rate = rate_of_slope(np.where(window > 0, np.nan, self.slope), self.threshold)
+        return Usable(lowest_accepted(minimum, rate, self.threshold), window)
 
     def drawer(self, prior: SigmaOf) -> Drawer:
         """Return what draws samples of the pool at the levels of a prior."""

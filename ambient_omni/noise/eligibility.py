@@ -168,7 +168,8 @@ def require_every_level(drawer: Drawer, prior: PriorCdf, num_samples: int) -> No
     gap = drawer.gap()
     if gap is None:
         return
-    below, above = prior.cdf(np.array(gap))
+    # The gap is open: levels at its ends have a sample, and some priors have levels there alone.
+    below, above = prior.cdf(np.array([gap[0], np.nextafter(gap[1], 0)]))
     if above > below:
         raise NoEligibleSample(
             f"none of {num_samples} samples may be used at {gap[0]:.4g} < sigma < {gap[1]:.4g}, "

@@ -98,7 +98,10 @@ class SoftDrawer:
     like σ_min and slope, and levels into bands: a cell is chosen by the acceptance of its middle
     at the middle of the band, then a sample of it. A cell is 1/32 octave wide, half of which moves
     ln σ/σ_min by 0.011 and, a · |ln a| being at most 1/e, the acceptance by 0.004 q; a band does
-    the same. `quantisation_error` measures what that makes of the draws.
+    the same. Beside samples that are accepted outright that is little; where all of the draws are
+    of samples that are hardly ever accepted, it is |ln a| times as much of them.
+    `quantisation_error` measures what that makes of the draws. No sample is drawn below
+    `lowest_accepted`.
 
     Args:
         sigma_min: (N,) float64, null is NaN.
@@ -134,6 +137,12 @@ class SoftDrawer:
         middle = np.sqrt(self._edges[:-1] * self._edges[1:])
         cells = self._cells
         accepted = acceptance(middle[:, None], cells.sigma_min, cells.rate, threshold)
+        # Where some sample of a cell is below its own end at some level of the band, none is drawn.
+        # The first band is that of the levels below the bounds.
+        lowest = np.concatenate([np.zeros(1), self._edges[1:-1]])
+        strictest = (cells.sigma_min * 2 ** (_LEVEL_OCTAVES / 2), cells.rate * _RATE_FACTOR**0.5)
+        accepted *= acceptance(lowest[:, None], *strictest, threshold) > 0
+        self._accepted_in_cells = accepted @ np.diff(cells.starts)
         sums = np.cumsum(accepted * (np.diff(cells.starts) * cells.weight), axis=1)
         self._num_cells = len(cells.weight)
         self._totals = sums[:, -1] if self._num_cells else np.zeros(len(middle))
@@ -163,6 +172,11 @@ class SoftDrawer:
         soft = ~hard
         chosen[soft] = self._draw_cell(band[soft], (target - exact)[soft])
         return chosen
+
+    def count(self, sigma: Levels) -> Levels:
+        """Return how many samples are accepted at each level on average, (B,)."""
+        sigma = as_float32(sigma)
+        return self._hard.count(sigma) + self._accepted_in_cells[self._band(sigma)]
 
     def shares(self, sigma: float) -> Levels:
         """Return the probability of each sample at a level by definition, without cells, (N,)."""
@@ -235,7 +249,9 @@ def _cells(minimum: Levels, rate: Levels, soft: NDArray[np.int64], strata: Strat
 def _bands(bounds: tuple[float, float]) -> Levels:
     low, high = np.log2(bounds[0]), np.log2(bounds[1])
     count = max(1, math.ceil((high - low) / _LEVEL_OCTAVES))
-    return 2.0 ** np.linspace(low, high, count + 1)
+    edges: Levels = 2.0 ** np.linspace(low, high, count + 1)
+    # And one for the levels below.
+    return np.concatenate([edges[:1] / 2**_LEVEL_OCTAVES, edges])
 
 
 def _depth(threshold: float) -> float:

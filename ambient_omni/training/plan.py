@@ -14,9 +14,9 @@ from ambient_omni.config import resolved
 from ambient_omni.data.batches import BatchMaker
 from ambient_omni.data.drawing import skew_lines
 from ambient_omni.data.loaders import make_loader
-from ambient_omni.data.training_data import TrainingData
 from ambient_omni.models.networks import num_parameters
-from ambient_omni.noise.usable import Levels, Usable, effective_samples_per_group
+from ambient_omni.noise.soft import SoftDrawer
+from ambient_omni.noise.usable import Levels, effective_samples_per_group
 from ambient_omni.training import distribution
 from ambient_omni.training.config import TrainConfig
 from ambient_omni.training.engine import Engine
@@ -26,6 +26,9 @@ from schemas.root import Root
 
 # Edges of the bands that people are shown; one octave or two each, over the prior's bulk.
 BANDS = (0.01, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 25.6)
+
+# The error of soft floors is measured at so many levels of the prior, equally likely each.
+_ERROR_LEVELS = 9
 
 # Steps are timed for so long, after those that allocate and compile.
 _TIMED_SECONDS = 3.0
@@ -56,7 +59,7 @@ def describe(root: Root, config: TrainConfig) -> str:
             f"{len(data)} samples, {data.num_held_out} held out, "
             f"{maker.usable.num_never_usable} usable at no level, "
             f"{maker.num_unreachable} at no level of the prior",
-            *usable_lines(data, maker.usable, config),
+            *usable_lines(maker, config),
             *skew_lines(data, maker.usable, BANDS),
             f"{weights} weights, {trained} of them trained, "
             f"{config.num_steps} steps of {config.batch_size} images, {passes:.1f} passes over the "
@@ -68,18 +71,35 @@ def describe(root: Root, config: TrainConfig) -> str:
     )
 
 
-def usable_lines(data: TrainingData, usable: Usable, config: TrainConfig) -> list[str]:
-    """Return a line per noise band: its share of the prior, and of the samples usable in it."""
-    one_group = np.broadcast_to(np.uint8(0), len(data))
-    counts = effective_samples_per_group(usable, one_group, 1, BANDS)[:, 0]
+def usable_lines(maker: BatchMaker, config: TrainConfig) -> list[str]:
+    """Return a line per noise band: its share of the prior, and of the samples usable in it.
+
+    Under soft floors a sample counts as far as it is accepted, and a line says how far the draws
+    are from exact ones.
+    """
+    total, drawer = len(maker.data), maker.drawer
     lines = ["sigma band        of the prior   usable samples"]
     for (low, high), share, count in zip(
-        itertools.pairwise(BANDS), _prior_shares(config), counts, strict=True
+        itertools.pairwise(BANDS), _prior_shares(config), _usable_per_band(maker), strict=True
     ):
+        lines.append(f"{low:7.3g} ..{high:7.3g} {share:11.1%} {count:12.1f} ({count / total:.1%})")
+    if isinstance(drawer, SoftDrawer):
+        levels = config.prior.sigma_of((np.arange(_ERROR_LEVELS) + 0.5) / _ERROR_LEVELS)
+        error, sigma = max((drawer.quantisation_error(level), level) for level in levels)
         lines.append(
-            f"{low:7.3g} ..{high:7.3g} {share:11.1%} {count:12.1f} ({count / len(data):.1%})"
+            f"soft floors: by cells, draws differ from exact ones by {error:.2%} at most "
+            f"(total variation, at sigma {sigma:.3g})"
         )
     return lines
+
+
+def _usable_per_band(maker: BatchMaker) -> Levels:
+    if isinstance(maker.drawer, SoftDrawer):
+        grids = [np.geomspace(low, high, 33) for low, high in itertools.pairwise(BANDS)]
+        return np.array([maker.drawer.count(np.sqrt(g[1:] * g[:-1])).mean() for g in grids])
+    one_group = np.broadcast_to(np.uint8(0), len(maker.data))
+    counts: Levels = effective_samples_per_group(maker.usable, one_group, 1, BANDS)[:, 0]
+    return counts
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -25,8 +26,10 @@ class Reporter:
     def add(self, result: StepResult) -> None:
         """Take in a step that was finite."""
         self._losses.append(result.loss)
-        # The gradient is shared: its norm is the same everywhere.
-        self._norms.append(result.gradient_norm)
+        # The gradient is shared: its norm is the same everywhere. One that overflowed under fp16,
+        # in a step that the scaler skips, is no number of a mean.
+        if math.isfinite(result.gradient_norm):
+            self._norms.append(result.gradient_norm)
         self._rate = result.learning_rate
 
     def write_means(self, step: int) -> None:
@@ -36,8 +39,7 @@ class Reporter:
             return
         values = {
             "loss": sum(self._over_processes()) / count,
-            "gradient_norm": sum(self._norms) / count,
-            "gradient_norm_max": max(self._norms),
+            **self._norm_values(),
             "learning_rate": self._rate,
             "seconds_per_step": (now - self._since) / count,
         }
@@ -59,6 +61,12 @@ class Reporter:
     def restore(self, state: Mapping[str, list[float]]) -> None:
         """Go on from what `state` returned, in every process."""
         self._losses, self._norms = list(state["losses"]), list(state["norms"])
+
+    def _norm_values(self) -> dict[str, float]:
+        norms = self._norms
+        if not norms:
+            return {}
+        return {"gradient_norm": sum(norms) / len(norms), "gradient_norm_max": max(norms)}
 
     def _over_processes(self) -> list[float]:
         if self._accelerator.num_processes == 1 or not self._losses:

@@ -8,6 +8,7 @@ from ambient_omni.data.batches import BatchMaker
 from ambient_omni.data.drawing import skew_lines
 from ambient_omni.data.training_data import READ_TABLES, open_training_data
 from ambient_omni.noise.soft import acceptance, rate_of_slope
+from ambient_omni.training.plan import usable_lines
 from schemas.errors import BadInput
 from schemas.registry import contract
 
@@ -102,6 +103,24 @@ def test_soft_floors_draw_by_acceptance(chunked, config):
     expected = acceptance(np.exp(-1.2), minimum, rate, 0.45)
     assert 0 < expected[minimum == 0.5][0] < 0.9
     assert counts == pytest.approx(expected / expected.sum(), abs=0.01)
+
+
+def test_a_dry_run_under_soft_floors_counts_what_is_accepted_and_states_the_error(chunked, config):
+    annotate_with_slopes(chunked, 0.45)
+    made = config(sampling={"soft_floors": True}, prior={"highest": 0.19})
+    maker = BatchMaker(opened(chunked, made), made)
+    hard = config(prior={"highest": 0.19})
+    # Levels end below the lowest sigma_min, and the pool is still drawn, but for the nulls.
+    assert BatchMaker(opened(chunked, hard), hard).num_unreachable == 20
+    assert maker.num_unreachable == 5
+    lines = usable_lines(maker, made)
+    middle = np.geomspace(0.1, 0.2, 65)[1::2, None]
+    minimum = maker.data.annotations.sigma_min
+    rate = rate_of_slope(np.where(minimum > 0, 0.5, np.nan), 0.45)
+    mean = acceptance(middle, minimum, rate, 0.45).sum(axis=1).mean()
+    (line,) = [line for line in lines if line.startswith("    0.1 ..")]
+    assert float(line.split()[4]) == pytest.approx(mean, rel=0.02)
+    assert float(lines[-1].split(" by ")[2].split("%")[0]) < 2
 
 
 def test_soft_floors_need_a_threshold_and_the_gated_objective(chunked, config):

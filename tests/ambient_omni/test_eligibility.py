@@ -15,7 +15,8 @@ from ambient_omni.noise.eligibility import (
     outside_gap,
     require_every_level,
 )
-from ambient_omni.noise.priors import LogNormalPrior
+from ambient_omni.noise.levels import BetaSchedule
+from ambient_omni.noise.priors import DdpmPrior, LogNormalPrior
 from ambient_omni.noise.usable import Usable
 
 # Few distinct values, so that ties are common.
@@ -95,6 +96,15 @@ def test_levels_without_an_eligible_sample_are_named_before_training_starts():
     require_every_level(index, LogNormalPrior(lowest=0.5), 2)
     joined = EligibilityIndex(Usable.of([0.5, math.nan], [0.0, 0.5]))
     require_every_level(joined, LogNormalPrior(), 2)
+
+
+def test_a_prior_whose_lowest_level_is_the_lowest_floor_is_served():
+    table = BetaSchedule().sigmas
+    index = EligibilityIndex(Usable.of([table[500], math.nan], [0.0, table[200]]))
+    require_every_level(index, DdpmPrior(lowest=table[500]), 2)
+    require_every_level(index, DdpmPrior(highest=table[200]), 2)
+    with pytest.raises(NoEligibleSample, match=r"0\.20% of the prior"):
+        require_every_level(index, DdpmPrior(lowest=table[499] * 0.999), 2)
 
 
 def test_a_pool_of_nothing_usable_is_an_error_at_the_draw_and_before():

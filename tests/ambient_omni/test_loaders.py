@@ -191,7 +191,7 @@ def test_source_weights_and_class_balance_need_sources_and_labels_that_exist(chu
 def test_settings_of_sampling_are_checked():
     with pytest.raises(ValueError, match="must be positive"):
         SamplingConfig(source_weights={"web": 0.0})
-    with pytest.raises(ValueError, match="do not go together"):
+    with pytest.raises(ValueError, match="not with class_balance"):
         SamplingConfig(soft_floors=True, class_balance="uniform")
 
 

@@ -1,9 +1,11 @@
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ambient_omni.evaluation import read_heldout
 from ambient_omni.training import checkpoints, distribution, trainer
 from ambient_omni.training.checkpoints import load
-from ambient_omni.training.engine import Engine
+from ambient_omni.training.engine import Engine, StepResult
 from ambient_omni.training.plan import describe
+from ambient_omni.training.reporting import Reporter
 from ambient_omni.training.trained import load_checkpoint, load_trained
 from ambient_omni.training.trainer import Trainer, TrainingStopped, train
 from schemas.errors import BadInput, CheckpointRefused, NotEnoughReferences, TrainingFailed
@@ -199,6 +202,21 @@ def test_the_audit_counts_every_draw_and_none_below_the_floor(trainable, config)
         assert audit["num_held_out"] == 4
         assert audit["num_never_usable"] == 5
         assert sum(map(sum, audit["draws_per_sigma_min_and_sigma"])) == 96
+
+
+def test_a_gradient_that_overflowed_is_no_part_of_the_mean(trainable, config):
+    lines = []
+    run = SimpleNamespace(config=config(), log=lines.append)
+    accelerator = SimpleNamespace(num_processes=1, is_main_process=True, log=lambda *a, **k: None)
+    reporter = Reporter(run, accelerator)
+    for norm in (1.0, math.inf, 3.0):
+        reporter.add(StepResult(loss=0.5, gradient_norm=norm, learning_rate=0.1, finite=True))
+    reporter.write_means(3)
+    assert (lines[0]["gradient_norm"], lines[0]["gradient_norm_max"]) == (2.0, 3.0)
+    reporter.add(StepResult(loss=0.5, gradient_norm=math.inf, learning_rate=0.1, finite=True))
+    reporter.write_means(4)
+    assert lines[1]["loss"] == 0.5
+    assert "gradient_norm" not in lines[1]
 
 
 def test_losses_that_are_not_finite_are_skipped_and_then_stop_the_run(

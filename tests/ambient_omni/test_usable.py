@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ambient_omni.noise.priors import LogNormalPrior
 from ambient_omni.noise.usable import Usable, effective_samples_per_band, hidden_level, kappa
 
 level = st.one_of(st.just(0.0), st.just(math.nan), st.just(math.inf), st.floats(1e-3, 50))
@@ -44,6 +45,40 @@ def test_null_means_at_no_high_level_whether_nan_or_infinite():
     assert not usable.at(1e6).any()
     assert usable.at(0.4).tolist() == [False, True]
     assert usable.num_never_usable == 1
+
+
+class FromTo:
+    """A prior of levels between two ends."""
+
+    def __init__(self, lowest, highest):
+        self.ends = lowest, highest
+
+    def sigma_of(self, uniform):
+        return self.ends[0] + uniform * (self.ends[1] - self.ends[0])
+
+
+def test_samples_that_no_level_of_the_prior_reaches_are_counted():
+    #            never   above  at the end  inside  free  windows: above, below the lowest, null
+    sigma_min = [math.nan, 3.0, 2.0, 1.0, 0.0, 3.0, 3.0, math.nan]
+    sigma_max = [0.0, 0.0, 0.0, 0.0, 0.0, 0.7, 0.3, 0.7]
+    usable = Usable.of(sigma_min, sigma_max)
+    # The highest level is a hair below 2.
+    assert usable.num_unreachable(FromTo(0.5, 2.0)) == 4
+    assert usable.num_unreachable(FromTo(0.5, 2.1)) == 3
+    assert usable.num_unreachable(FromTo(0.1, 4.0)) == usable.num_never_usable == 1
+    margin = kappa("ambient", 4)
+    assert Usable.of(sigma_min, sigma_max, margin).num_unreachable(FromTo(0.5, 2.1)) == 4
+    assert Usable.of([1.0] * 3, np.zeros(3)).num_unreachable(LogNormalPrior(highest=0.9)) == 3
+
+
+@given(st.lists(st.tuples(level, window), min_size=1, max_size=20), st.floats(0.01, 5))
+def test_what_is_unreachable_is_usable_at_no_level_between_the_ends(samples, lowest):
+    sigma_min, sigma_max = map(np.array, zip(*samples, strict=True))
+    usable, prior = Usable.of(sigma_min, sigma_max), FromTo(lowest, 3 * lowest)
+    ends = prior.sigma_of(np.array([0.0, np.nextafter(1, 0)]))
+    # The sets are unions of two half-lines, so the ends decide.
+    reached = usable.at(ends[0]) | usable.at(ends[1])
+    assert usable.num_unreachable(prior) == (~reached).sum()
 
 
 def test_negative_levels_and_a_window_that_is_not_a_number_are_refused():
