@@ -9,13 +9,6 @@ from dagster_project.defs.materialize import Result, job_result, run_job, timed
 from dagster_project.defs.partitions import INGEST_BATCHES, all_of, same_batch
 from dagster_project.defs.project import Project
 from dagster_project.describe import described, line_of, static_metadata
-from dagster_project.galleries import level_gallery
-from dagster_project.pictures import (
-    band_picture,
-    classifier_picture,
-    crop_pictures,
-    level_pictures,
-)
 
 
 @dg.asset(
@@ -32,6 +25,7 @@ from dagster_project.pictures import (
 def noise_classifier(project: Project) -> Result:
     """Train the classifier of the recipe, unless one is promoted: that one stands."""
     from dagster_project.operations.classifiers import promoted_id, train_candidate
+    from dagster_project.pictures import classifier_picture
     from pipelines.measures import classifier_row
 
     root, request = project.root, project.request
@@ -95,6 +89,8 @@ def noise_curves(context: dg.AssetExecutionContext, project: Project) -> Result:
 def noise_annotations(context: dg.AssetExecutionContext, project: Project) -> Result:
     """Apply every policy of the recipe to one batch."""
     from dagster_project.arms import policies_of
+    from dagster_project.galleries import level_gallery
+    from dagster_project.pictures import band_picture, crop_pictures, level_pictures
     from pipelines.jobs.annotate import annotate
 
     root, request, batch = project.root, project.request, context.partition_key

@@ -9,8 +9,6 @@ from dagster_project.defs.materialize import Result, job_result, run_job
 from dagster_project.defs.partitions import INGEST_BATCHES, all_of, same_batch
 from dagster_project.defs.project import Project
 from dagster_project.describe import described, static_metadata
-from dagster_project.galleries import score_galleries
-from dagster_project.pictures import pack_picture, score_pictures
 from dagster_project.request import REFERENCE
 
 
@@ -71,6 +69,7 @@ def reference_sets(project: Project) -> Result:
 )
 def measure(context: dg.AssetExecutionContext, project: Project) -> Iterator[Result]:
     """Score and embed one batch; every image is decoded once."""
+    from dagster_project.pictures import score_pictures
     from pipelines.jobs.score import score
 
     recipe, root, batch = project.request.full_recipe, project.root, context.partition_key
@@ -103,6 +102,7 @@ def measure(context: dg.AssetExecutionContext, project: Project) -> Iterator[Res
 )
 def ood_scores(context: dg.AssetExecutionContext, project: Project) -> Result:
     """Measure one batch against the trusted set."""
+    from dagster_project.pictures import score_pictures
     from pipelines.jobs.ood import ood
     from schemas.reference_sets import TRUSTED
 
@@ -129,6 +129,8 @@ def ood_scores(context: dg.AssetExecutionContext, project: Project) -> Result:
 )
 def training_pack(context: dg.AssetExecutionContext, project: Project) -> Result:
     """Build the pack of one batch."""
+    from dagster_project.galleries import score_galleries
+    from dagster_project.pictures import pack_picture
     from pipelines.jobs.pack import build_pack
 
     recipe, root, batch = project.request.full_recipe, project.root, context.partition_key

@@ -21,6 +21,7 @@ from schemas.errors import AmbientOmniError, JobAlreadyRunning
 _LOOK_SECONDS = 30
 # A listing that did not change is looked through all the same this often: a disk may come back.
 _RELOOK_SECONDS = 3600
+_NUM_LOOKED_AT = 20
 
 
 def build_sensors(project: Project) -> list[dg.SensorDefinition]:
@@ -95,8 +96,8 @@ def _new_drops(status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
                 continue
             # Batches of an earlier tick whose run was never asked for are asked for again: the
             # run key makes one run of both.
-            new = [drop.batch for drop in manifests(root, watch) if _is_new(root, drop.batch)]
-            batches |= dict.fromkeys(new, watch)
+            known = [drop.batch for drop in manifests(root, watch)]
+            batches |= dict.fromkeys(_not_ingested(root, known), watch)
             cursor[watch.name] = {"digest": listing.digest, "at": now}
         if not batches:
             context.update_cursor(json.dumps(cursor))
@@ -110,8 +111,21 @@ def _new_drops(status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
     return new_drops
 
 
-def _is_new(root: Any, batch: str) -> bool:
-    return root.tables.fingerprint("samples", {"ingest_batch": batch}) is None
+def _not_ingested(root: Any, batches: list[str]) -> list[str]:
+    """Return the batches without samples.
+
+    Of those that are registered only the newest are looked at, since each look opens a table: an
+    ingest that was broken off long ago is the nightly schedule's.
+    """
+    found = root.tables.read("ingest_batches", ["ingest_batch"])["ingest_batch"]
+    registered = set(found.to_pylist())
+    newest = set(batches[-_NUM_LOOKED_AT:])
+    return [
+        name
+        for name in batches
+        if name not in registered
+        or (name in newest and root.tables.fingerprint("samples", {"ingest_batch": name}) is None)
+    ]
 
 
 def _request_of(batch: str, watch: Watch) -> dg.RunRequest:

@@ -6,7 +6,6 @@ from dagster_project.defs.materialize import Result, timed
 from dagster_project.defs.partitions import ARMS, all_of
 from dagster_project.defs.project import Project
 from dagster_project.describe import described, static_metadata
-from dagster_project.pictures import run_pictures
 
 
 @dg.asset(
@@ -25,6 +24,7 @@ def trained_models(context: dg.AssetExecutionContext, project: Project) -> Resul
     from ambient_omni.training.run_record import find_run
     from ambient_omni.training.trainer import train
     from dagster_project.arms import config_of
+    from dagster_project.pictures import run_pictures
 
     root, request, arm = project.root, project.request, context.partition_key
     config = config_of(root, request, request.full_recipe, arm)
