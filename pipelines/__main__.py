@@ -48,6 +48,8 @@ def _ingest(options: argparse.Namespace) -> JobReport:
     from pipelines.ingest import IngestConfig, ingest
 
     config = _config(options, IngestConfig)
+    if options.in_place:
+        config = config.model_copy(update={"in_place": True})
     if options.dry_run:
         from pipelines.ingest.source import open_source
 
@@ -293,6 +295,11 @@ def _parser() -> argparse.ArgumentParser:
     ingest = _job(jobs, "ingest", _ingest, "bring images in as one batch", config=True)
     ingest.add_argument("--source", required=True, help="folder, .tar shards or URL list")
     ingest.add_argument("--role", default="pool", choices=("pool", "reference", "evaluation"))
+    ingest.add_argument(
+        "--in-place",
+        action="store_true",
+        help="register tar shards of this machine where they lie, without copying",
+    )
     references = _job(
         jobs, "references", _references, "divide a reference batch into trusted and validation"
     )

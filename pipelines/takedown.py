@@ -14,6 +14,7 @@ from ambient_omni.data.blanking import blank_rows
 from pipelines.ingest.items import TAKEN_DOWN
 from schemas import maintenance
 from schemas.errors import BadInput
+from schemas.lookup import find
 from schemas.root import Root
 
 _MIN_PREFIX = 8
@@ -22,11 +23,16 @@ _HEX = frozenset("0123456789abcdef")
 
 @dataclass(frozen=True)
 class Purged:
-    """What a purge removed: places in shards and rows in packs, blanked, and facts by table."""
+    """What a purge removed: places in shards and rows in packs, blanked, and facts by table.
+
+    `foreign` names the shards that were registered where they lie and still hold such bytes: they
+    are not ours to change.
+    """
 
     num_places: int
     num_pack_rows: int
     facts: dict[str, int]
+    foreign: tuple[str, ...] = ()
 
 
 def find_samples(root: Root, names: Sequence[str]) -> list[str]:
@@ -39,21 +45,23 @@ def find_samples(root: Root, names: Sequence[str]) -> list[str]:
     Raises:
         BadInput: a name stands for nothing here, or a prefix for more than one image.
     """
-    attempts = root.tables.read("ingest_attempts", ["sample_id", "source_uri"])
-    known = attempts.filter(pc.is_valid(attempts["sample_id"]))
-    found: set[str] = set()
-    for name in names:
-        if len(name) >= _MIN_PREFIX and set(name) <= _HEX:
-            rule = pc.starts_with(known["sample_id"], name)
-        else:
-            rule = pc.equal(known["source_uri"], name)
-        ids = sorted(set(known.filter(rule)["sample_id"].to_pylist()))
-        if not ids:
-            raise BadInput(f"{name} is no sample_id, prefix of one or URL of this root")
-        if len(ids) > 1 and set(name) <= _HEX:
-            raise BadInput(f"{name} begins {len(ids)} sample_ids; give more of it")
-        found.update(ids)
-    return sorted(found)
+    return sorted({i for name in names for i in _ids_of(root, name)})
+
+
+def _ids_of(root: Root, name: str) -> list[str]:
+    is_prefix = len(name) >= _MIN_PREFIX and set(name) <= _HEX
+    if is_prefix:
+        there = root.tables.exists("samples")
+        found = find(root.tables, name)["sample_id"].to_pylist() if there else []
+    else:
+        attempts = root.tables.read("ingest_attempts", ["sample_id"], {"source_uri": name})
+        found = attempts["sample_id"].drop_null().to_pylist()
+    ids = sorted(set(found))
+    if not ids:
+        raise BadInput(f"{name} is no sample_id, prefix of one or URL of this root")
+    if len(ids) > 1 and is_prefix:
+        raise BadInput(f"{name} begins {len(ids)} sample_ids; give more of it")
+    return ids
 
 
 def purge(root: Root) -> Purged:
@@ -71,7 +79,7 @@ def purge(root: Root) -> Purged:
         rows = sorted(root.tables.excluded_sample_rows)
         if not ids:
             return Purged(0, 0, {})
-        num_places = _blank_shards(root, ids)
+        num_places, foreign = _blank_shards(root, ids)
         num_pack_rows = blank_rows(root.packs, np.array(rows, np.int64))
         facts: Counter[str] = Counter()
         _redact_attempts(root, ids)
@@ -81,17 +89,23 @@ def purge(root: Root) -> Purged:
                 continue
             facts[name] += maintenance.remove_rows(root.tables, name, rows).rows_removed
         _redact_samples(root, ids)
-    return Purged(num_places, num_pack_rows, {name: n for name, n in facts.items() if n})
+    return Purged(num_places, num_pack_rows, {name: n for name, n in facts.items() if n}, foreign)
 
 
-def _blank_shards(root: Root, ids: Sequence[str]) -> int:
-    """Return how many places held bytes; one image may lie in shards of several versions."""
+def _blank_shards(root: Root, ids: Sequence[str]) -> tuple[int, tuple[str, ...]]:
+    """Return how many places held bytes, and the shards that are not ours.
+
+    One image may lie in shards of several versions.
+    """
     places = root.tables.places_ever_of(frozenset(ids)).to_pylist()
     distinct = {(row["shard"], row["byte_offset"], row["num_bytes"]) for row in places}
-    return sum(
+    foreign = sorted({shard for shard, _, _ in distinct if Path(shard).is_absolute()})
+    num_blanked = sum(
         _blank(root.shards / shard, offset, num_bytes)
         for shard, offset, num_bytes in sorted(distinct)
+        if not Path(shard).is_absolute()
     )
+    return num_blanked, tuple(foreign)
 
 
 def _blank(path: Path, offset: int, num_bytes: int) -> bool:

@@ -9,7 +9,7 @@ FORMATS = ("jpeg", "png", "webp")
 
 CONTRACT = Contract(
     name="samples",
-    version=1,
+    version=2,
     one_row_is="one distinct image of a batch",
     key=("sample_row",),
     partition_by=("ingest_batch",),
@@ -17,7 +17,12 @@ CONTRACT = Contract(
         SAMPLE_ROW,
         SAMPLE_ID,
         INGEST_BATCH,
-        Column("shard", pa.string(), "tar shard that holds the bytes, relative to <root>/shards"),
+        Column(
+            "shard",
+            pa.string(),
+            "tar shard that holds the bytes, relative to <root>/shards; the absolute path of one "
+            "that was registered where it lies",
+        ),
         Column(
             "byte_offset", pa.int64(), "where the bytes begin in the shard", unit="bytes", minimum=0
         ),

@@ -44,6 +44,8 @@ class IngestConfig(BaseModel):
         label_keys: names of a class label, likewise.
         images_per_shard: a shard is closed at this many images; a shard is a Spark task's work.
         max_shard_bytes: or before it grows beyond this.
+        in_place: of tar shards on this machine: verify them and register where the bytes lie,
+            without copying. They must then stay as they are, and a purge does not blank them.
         num_workers: processes that verify images; None for one per core.
         download: only for URL lists.
         show_progress: say rate and time left on standard error.
@@ -59,6 +61,7 @@ class IngestConfig(BaseModel):
     label_keys: tuple[str, ...] = ("label", "cls")
     images_per_shard: int = Field(default=512, ge=1)
     max_shard_bytes: int = Field(default=256 * 2**20, ge=1)
+    in_place: bool = False
     num_workers: int | None = Field(default=None, ge=1)
     download: DownloadConfig = DownloadConfig()
     show_progress: bool = True
@@ -68,5 +71,7 @@ class IngestConfig(BaseModel):
         settings: dict[str, Any] = self.model_dump(mode="json")
         for speed in ("num_workers", "show_progress", "download"):
             settings.pop(speed)
+        if not self.in_place:
+            settings.pop("in_place")
         settings["url_column"] = self.download.url_column
         return canonical_hash([INGEST_VERSION, settings])

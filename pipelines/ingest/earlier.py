@@ -2,8 +2,11 @@
 
 import pyarrow.compute as pc
 
-from pipelines.ingest.items import Fetched, is_answer
+from pipelines.ingest.items import Fetched, Verified, is_answer
 from schemas.root import Root
+
+_VERIFIED = ("sample_id", "width", "height", "format", "phash")
+_COLUMNS = ["sample_row", "shard", "byte_offset", "num_bytes", *_VERIFIED]
 
 
 def earlier_outcomes(root: Root, batch: str, *, same_settings: bool) -> dict[str, Fetched]:
@@ -13,7 +16,8 @@ def earlier_outcomes(root: Root, batch: str, *, same_settings: bool) -> dict[str
         root: where the tables are.
         batch: the batch that is being ingested again.
         same_settings: whether images are judged as they were. If not, URLs whose bytes were refused
-            are fetched once more, because refused bytes are not kept.
+            are fetched once more, because refused bytes are not kept, and stored bytes are decoded
+            once more.
     """
     if not root.tables.exists("ingest_attempts"):
         return {}
@@ -23,7 +27,7 @@ def earlier_outcomes(root: Root, batch: str, *, same_settings: bool) -> dict[str
         {"ingest_batch": batch},
         exclude=False,
     )
-    places = _places(root, batch)
+    places = _places(root, batch, same_settings=same_settings)
     found: dict[str, Fetched] = {}
     for row in attempts.to_pylist():
         if row["status"] != "rejected":
@@ -39,16 +43,17 @@ def earlier_outcomes(root: Root, batch: str, *, same_settings: bool) -> dict[str
     return found
 
 
-def _places(root: Root, batch: str) -> dict[int, Fetched]:
+def _places(root: Root, batch: str, *, same_settings: bool) -> dict[int, Fetched]:
     if not root.tables.exists("samples"):
         return {}
-    samples = root.tables.open("samples").read(
-        ["sample_row", "shard", "byte_offset", "num_bytes"], {"ingest_batch": batch}, exclude=False
-    )
+    samples = root.tables.open("samples").read(_COLUMNS, {"ingest_batch": batch}, exclude=False)
     there = {s: (root.shards / s).is_file() for s in pc.unique(samples["shard"]).to_pylist()}
     return {
         row["sample_row"]: Fetched(
-            str(root.shards / row["shard"]), row["byte_offset"], row["num_bytes"]
+            str(root.shards / row["shard"]),
+            row["byte_offset"],
+            row["num_bytes"],
+            verified=Verified(*(row[name] for name in _VERIFIED)) if same_settings else None,
         )
         for row in samples.to_pylist()
         if there[row["shard"]]

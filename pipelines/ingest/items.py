@@ -47,6 +47,20 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
 
 
 @dataclass(frozen=True, slots=True)
+class Verified:
+    """What decoding found out about bytes: the same for the same bytes, so it is found out once.
+
+    `width` and `height` are in pixels after EXIF orientation; `phash` is a signed 64-bit integer.
+    """
+
+    sample_id: str
+    width: int
+    height: int
+    format: str
+    phash: int
+
+
+@dataclass(frozen=True, slots=True)
 class ListedItem:
     """One listed item.
 
@@ -62,6 +76,7 @@ class ListedItem:
         reason: why the item is refused at once, else None.
         detail: more about that.
         sample_id: of bytes that were had and refused by an earlier run, which did not keep them.
+        verified: what an earlier run under the same settings found the bytes to be.
     """
 
     key: str
@@ -75,6 +90,7 @@ class ListedItem:
     reason: str | None = None
     detail: str | None = None
     sample_id: str | None = None
+    verified: Verified | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +103,7 @@ class Fetched:
     reason: str | None = None
     detail: str | None = None
     sample_id: str | None = None  # of bytes that were had, refused, and not kept
+    verified: Verified | None = None  # of bytes that an earlier run stored
 
     @property
     def is_worth_another_try(self) -> bool:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -110,6 +111,22 @@ def attempts_table(
         }
 
     return _table(ingest_attempts.CONTRACT, map(row, items, verdicts))
+
+
+def plans_in_place(found: Sequence[Sample]) -> list[ShardPlan]:
+    """Return where the samples lie in shards that are not ours, by absolute path."""
+    by_path: dict[str, list[Sample]] = {}
+    for sample in found:
+        by_path.setdefault(sample.item.path, []).append(sample)
+    return [
+        ShardPlan(
+            name=path,
+            members=tuple(sample.stored for sample in samples),
+            offsets=tuple(sample.item.offset or 0 for sample in samples),
+            num_bytes=Path(path).stat().st_size,
+        )
+        for path, samples in by_path.items()
+    ]
 
 
 def samples_table(

@@ -21,14 +21,17 @@ from pipelines.ingest.rows import (
     assign_positions,
     attempts_table,
     digest_of,
+    plans_in_place,
     samples_table,
 )
 from pipelines.ingest.shards import ShardPlan, Stored, plan_shards, write_shard
 from pipelines.ingest.source import open_source
+from pipelines.ingest.tars import TarSource
 from pipelines.ingest.verify import Verdict, read_item, verify_all
 from pipelines.job import JobReport
 from schemas.errors import BadInput
 from schemas.ids import split_sample_row
+from schemas.lookup import index_batch
 from schemas.root import Root, write_json
 
 JOB = "ingest"
@@ -70,6 +73,11 @@ def ingest(
         check_batch(root, batch, role)  # whoever held the lock may have registered it
         _refuse_root_inside(root, source)
         opened = open_source(source, config)
+        if config.in_place and not isinstance(opened, TarSource):
+            raise BadInput(
+                f"{source} is a {opened.kind}; only uncompressed tar shards in a folder of this "
+                "machine can be registered in place, anything else is copied"
+            )
         signature = f"{opened.kind}:{opened.uri}:{opened.signature}:{config.content_hash()}"
         facts = _unchanged(root, batch, signature)
         if facts is None:
@@ -113,11 +121,12 @@ def _ingest(
         _note_failure(root, batch, items, verdicts, known)
         raise BadInput(_all_rejected(source, items, verdicts, rejected, known))
     found = assign_positions(items, verdicts, known, next_position)
-    plans = _store(root, batch, found, config)
+    plans = plans_in_place(found) if config.in_place else _store(root, batch, found, config)
     ordinal = register(root, batch, role, source)
     # Samples last: where a sample is seen, the attempt that brought it is seen too.
     _commit(root, batch, "ingest_attempts", attempts_table(batch, ordinal, items, verdicts, found))
     commit = _commit(root, batch, "samples", samples_table(batch, ordinal, found, plans))
+    index_batch(root.tables, batch)
     return {
         "num_items": len(items),
         "num_samples": len(found),

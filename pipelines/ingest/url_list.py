@@ -181,4 +181,5 @@ def _with_bytes(item: ListedItem, fetched: Fetched | None) -> ListedItem:
         reason=found.reason,
         detail=found.detail,
         sample_id=found.sample_id,
+        verified=found.verified,
     )

@@ -1,10 +1,12 @@
 """Upkeep of a whole root: fewer files, no leftovers, nothing of what was taken down."""
 
 import time
+from collections.abc import Sequence
 
 from pipelines.job import JobReport
 from pipelines.takedown import purge
 from schemas import maintenance
+from schemas.lookup import index_all
 from schemas.registry import all_contracts
 from schemas.root import Root
 
@@ -12,13 +14,14 @@ NO_BATCH = ""
 
 
 def compact_all(root: Root, *, dry_run: bool = False) -> JobReport:
-    """Rewrite slices that are spread over many files, in every table.
+    """Rewrite slices that are spread over many files, in every table; index batches.
 
     Raises:
         CommitConflict: jobs kept committing; run it again.
     """
     began = time.monotonic()
     done = [] if dry_run else [maintenance.compact(root.tables, n) for n in _tables(root)]
+    indexed = 0 if dry_run else index_all(root.tables)
     before, after = (sum(getattr(d, f"files_{side}") for d in done) for side in ("before", "after"))
     return JobReport(
         "compact",
@@ -27,7 +30,7 @@ def compact_all(root: Root, *, dry_run: bool = False) -> JobReport:
         written=before - after,
         unchanged=after,
         seconds=time.monotonic() - began,
-        notes=(f"{before} files became {after}",),
+        notes=(f"{before} files became {after}, {indexed} batches indexed",),
     )
 
 
@@ -73,8 +76,19 @@ def purge_all(root: Root, *, dry_run: bool = False) -> JobReport:
         notes=(
             f"{done.num_places} places in shards and {done.num_pack_rows} rows of packs blanked",
             *facts,
+            *_foreign_note(done.foreign),
         ),
     )
+
+
+def _foreign_note(shards: Sequence[str]) -> list[str]:
+    if not shards:
+        return []
+    some = ", ".join(shards[:3]) + (", ..." if len(shards) > 3 else "")
+    return [
+        f"{len(shards)} shards were registered where they lie and are not changed; what was taken "
+        f"down is read no more, but its bytes are still there, for their owner to remove: {some}"
+    ]
 
 
 def _tables(root: Root) -> list[str]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ambient_omni.images import ImageLimits
+from ambient_omni.images import ImageLimits, decode
 from pipelines.ingest import DownloadConfig, IngestConfig, download, ingest
 from pipelines.ingest.items import Fetched, ListedItem
 from pipelines.ingest.url_list import UrlListSource
@@ -290,6 +290,41 @@ def test_a_longer_list_asks_for_its_new_urls_alone_and_other_limits_for_refused_
     other = CONFIG.model_copy(update={"limits": ImageLimits(min_side=2)})
     ingest(root, "b", listing, other)
     assert asked == ["http://a/3"]
+
+
+def test_what_was_decoded_once_is_only_hashed_again_unless_settings_or_bytes_changed(
+    root, tmp_path, monkeypatch
+):
+    web = {f"http://a/{number}": encoded(number) for number in range(4)}
+    fake_download(monkeypatch, tmp_path, web | {"http://a/3": "timeout"})
+    decoded = []
+    monkeypatch.setattr(
+        "pipelines.ingest.verify.decode", lambda data, limits: decoded.append(data) or decode(data)
+    )
+    listing = put(tmp_path / "web.txt", "\n".join(web))
+    ingest(root, "b", listing, CONFIG)
+    assert len(decoded) == 3
+    before = samples(root)
+    del decoded[:]
+    fake_download(monkeypatch, tmp_path, web)
+    ingest(root, "b", listing, CONFIG)
+    assert decoded == [web["http://a/3"]]
+    assert [{**row, "shard": "", "byte_offset": 0} for row in samples(root)[:3]] == [
+        {**row, "shard": "", "byte_offset": 0} for row in before
+    ]
+    del decoded[:]
+    ingest(root, "b", listing, CONFIG.model_copy(update={"limits": ImageLimits(min_side=2)}))
+    assert len(decoded) == 4
+    # A byte that turned in the shard is seen by the hash, and judged like any other bytes.
+    first = samples(root)[0]
+    with (root.shards / first["shard"]).open("r+b") as shard:
+        shard.seek(first["byte_offset"])
+        shard.write(b"\0")
+    del decoded[:]
+    put(listing, "\n".join([*web, "http://a/0"]))
+    other = CONFIG.model_copy(update={"limits": ImageLimits(min_side=2)})
+    report = ingest(root, "b", listing, other)
+    assert (decoded, report.rejected) == ([], {"not_an_image": 2})
 
 
 def test_a_list_of_which_every_url_failed_is_asked_again_by_the_next_run(
