@@ -239,7 +239,11 @@ def _add_take(commands: Commands) -> None:
         "exclude", help="take one image down; every reader leaves it out from now on"
     )
     _root(exclude)
-    _sample(exclude)
+    exclude.add_argument(
+        "name",
+        metavar="NAME",
+        help="SHA-256 of the image file, its first digits, or the URL or path it was listed by",
+    )
     exclude.add_argument("--why", required=True, help="the request or finding behind it")
     exclude.set_defaults(command=_exclude)
 
@@ -349,7 +353,7 @@ def _accept(options: argparse.Namespace) -> int:
 def _exclude(options: argparse.Namespace) -> int:
     from dagster_project.commands.exclude import exclude
 
-    return _say(exclude(options.root, options.sample_id, options.why))
+    return _say(exclude(options.root, options.name, options.why))
 
 
 def _settings(options: argparse.Namespace) -> int:

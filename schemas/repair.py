@@ -17,9 +17,9 @@ from deltalake.exceptions import DeltaError
 
 from schemas.errors import TableDamaged
 from schemas.registry import all_contracts, contract
-from schemas.snapshot import slice_paths
+from schemas.snapshot import slice_key, slice_paths
 from schemas.store import Store
-from schemas.tables import Tables, slice_key
+from schemas.tables import Tables
 
 _LOG = "_delta_log"
 _COMMIT = re.compile(rf"{_LOG}/(\d{{20}})\.json")

@@ -16,6 +16,9 @@ from schemas.store import Store, one_line
 if TYPE_CHECKING:
     from schemas.take_downs import TakeDowns
 
+# 15 hex digits are 60 bits: a Delta transaction version is a signed 64-bit integer.
+FINGERPRINT_LENGTH = 15
+
 Where = Mapping[str, Any]
 
 
@@ -86,6 +89,11 @@ class Snapshot:
         """The Delta table at this version, for upkeep (`schemas.maintenance`)."""
         return self._delta
 
+    def fingerprint(self, slice: Mapping[str, str]) -> str | None:
+        """Return what a slice was made from, None if it was never committed."""
+        found = self._delta.transaction_version(slice_key(self.contract, slice))
+        return None if found is None else f"{found:0{FINGERPRINT_LENGTH}x}"
+
     def excluded_sample_rows(self) -> frozenset[int]:
         """Return the sample rows that were taken down, for readers that go past `read`."""
         return self._take_downs.sample_rows if self._take_downs is not None else frozenset()
@@ -117,6 +125,13 @@ class Snapshot:
             return rule | ds.field("sample_id").is_null()
         rows = pa.array(sorted(self._take_downs.sample_rows), type=pa.int64())
         return ~ds.field("sample_row").isin(rows) if len(rows) else None
+
+
+def slice_key(wanted: Contract, slice: Mapping[str, str]) -> str:
+    """Return the name that a slice's fingerprint stands under in the log."""
+    if set(slice) != set(wanted.partition_by):
+        raise ValueError(f"{wanted.name} wants a value for each of {wanted.partition_by}: {slice}")
+    return f"{wanted.name}:" + ",".join(f"{k}={slice[k]}" for k in wanted.partition_by)
 
 
 def slice_paths(delta: DeltaTable) -> Iterator[tuple[dict[str, str], list[str]]]:

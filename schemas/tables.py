@@ -26,13 +26,19 @@ from schemas.errors import BadInput, CommitConflict, ContractViolation, TableMis
 from schemas.ids import canonical_hash
 from schemas.registry import contract
 from schemas.slice_writer import SliceWriter, WrittenFile
-from schemas.snapshot import Snapshot, Where, key_order, live_paths, slice_paths
+from schemas.snapshot import (
+    FINGERPRINT_LENGTH,
+    Snapshot,
+    Where,
+    key_order,
+    live_paths,
+    slice_key,
+    slice_paths,
+)
 from schemas.store import Store, one_line
 from schemas.take_downs import TakeDowns
 
 NUM_COMMIT_TRIES = 20
-# 15 hex digits are 60 bits: a Delta transaction version is a signed 64-bit integer.
-FINGERPRINT_LENGTH = 15
 
 __all__ = ["Commit", "Snapshot", "Tables", "Where", "fingerprint_of", "slice_paths"]
 
@@ -121,8 +127,7 @@ class Tables:
         delta = self._delta(name, version)
         if delta is None:
             return None
-        found = delta.transaction_version(slice_key(contract(name), slice))
-        return None if found is None else f"{found:0{FINGERPRINT_LENGTH}x}"
+        return Snapshot(contract(name), self.store(name), delta, None).fingerprint(slice)
 
     def is_current(self, name: str, slice: Mapping[str, str], inputs: Mapping[str, Any]) -> bool:
         """Say whether the slice was made from exactly these inputs."""
@@ -375,13 +380,6 @@ class Tables:
 def fingerprint_of(inputs: Mapping[str, Any]) -> str:
     """Return the fingerprint of a job's inputs, 15 hex digits."""
     return canonical_hash(dict(inputs), FINGERPRINT_LENGTH)
-
-
-def slice_key(wanted: Contract, slice: Mapping[str, str]) -> str:
-    """Return the name that a slice's fingerprint stands under in the log."""
-    if set(slice) != set(wanted.partition_by):
-        raise ValueError(f"{wanted.name} wants a value for each of {wanted.partition_by}: {slice}")
-    return f"{wanted.name}:" + ",".join(f"{k}={slice[k]}" for k in wanted.partition_by)
 
 
 def _add(file: WrittenFile, slice: Mapping[str, str]) -> AddAction:

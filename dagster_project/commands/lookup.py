@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from schemas.errors import BadInput
+from schemas.lookup import find
 from schemas.root import Root
 
 MIN_DIGITS = 6
@@ -32,8 +32,7 @@ def samples_of(root: Root, sample_id: str) -> list[dict[str, Any]]:
     if not root.tables.exists("samples"):
         raise BadInput(f"{root.path} has no samples yet; run `ambient-omni run` first")
     snapshot = root.tables.open("samples")
-    ids = snapshot.read(["sample_row", "sample_id"], exclude=False)
-    found = ids.filter(pc.starts_with(ids["sample_id"], start))
+    found = find(root.tables, start)
     distinct = sorted(set(found["sample_id"].to_pylist()))
     if not distinct:
         raise BadInput(f"no sample of {root.path} begins with {sample_id}; check the digits")
@@ -42,8 +41,12 @@ def samples_of(root: Root, sample_id: str) -> list[dict[str, Any]]:
         raise BadInput(
             f"{len(distinct)} samples begin with {sample_id} ({named}); give more digits"
         )
+    batches = {"ingest_batch": found["ingest_batch"].to_pylist()}
+    places = found["sample_row"].to_pylist()
     rows: list[dict[str, Any]] = snapshot.read(
-        where={"sample_id": distinct[0]}, exclude=False
+        where=batches | {"sample_id": distinct[0]},
+        between={"sample_row": (min(places), max(places))},
+        exclude=False,
     ).to_pylist()
     return rows
 

@@ -7,6 +7,7 @@ import pytest
 
 from ambient_omni.data.packs import PackSet
 from ambient_omni.data.transforms import Transform
+from dagster_project import cli
 from pipelines.__main__ import main
 from pipelines.ingest import IngestConfig, ingest
 from pipelines.jobs.pack import build_pack
@@ -109,6 +110,19 @@ def test_shards_of_earlier_versions_of_a_batch_are_purged_too(filled, folder, in
     shards = [path.read_bytes() for path in filled.shards.rglob("*.tar")]
     assert not any(encoded(0) in data for data in shards)
     assert all(encoded(1) in data for data in shards)
+
+
+def test_an_address_is_taken_down_by_command_and_all_that_it_ever_named(filled, folder, capsys):
+    gone = samples(filled)[1]["sample_id"]
+    put(folder / "1.png", encoded(9))
+    ingest(filled, "again", folder, CONFIG)
+    address = str(folder / "1.png")
+    assert len(find_samples(filled, [address])) == 2
+    command = ["exclude", "--root", str(filled.path), address, "--why", "asked for"]
+    assert cli.main(command) == 0
+    assert gone in capsys.readouterr().out
+    assert len(filled.tables.excluded_sample_ids) == 2
+    assert gone not in {row["sample_id"] for row in samples(filled)}
 
 
 def test_upkeep_goes_by_command_and_says_what_it_did(filled, capsys):

@@ -24,6 +24,7 @@ DESIGNED_TABLES = {
     "crop_scores",
     "receptive_fields",
     "policies",
+    "sample_index",
     "scores/external",
     "noise_annotations",
     "training_runs",
