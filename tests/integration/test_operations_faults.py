@@ -1,5 +1,9 @@
-"""A run's process is killed, the page and its daemon are killed, a batch is launched twice."""
+"""Under a live page and daemon: killed runs, a killed daemon, a batch twice, a person who cancels.
 
+Also what is materialized by itself, since a daemon is at hand.
+"""
+
+import json
 import os
 import signal
 import subprocess
@@ -7,20 +11,26 @@ import sys
 import time
 
 import pytest
+import yaml
 
 from dagster_project import cli
+from dagster_project.recipe import parse_recipe
 from schemas.root import Root
+from tests.data.trainables import RECIPE, make_trainable
 from tests.data.weeks import write_images
 from tests.integration.test_ui import LAUNCH, LOCATION, Page, alive, children_of, free_port
 
 pytestmark = pytest.mark.slow
 
-NUM_IMAGES = 1500
+NUM_IMAGES = 1000
 RUNS = """query($job: String!) { runsOrError(filter: {pipelineName: $job}) { ... on Runs {
   results { runId status tags { key value } } } } }"""
 EVENTS = """query($id: ID!) { logsForRun(runId: $id) { ... on EventConnection { events {
   __typename ... on EngineEvent { metadataEntries { label ... on TextMetadataEntry { text }
   ... on IntMetadataEntry { intValue } } } } } } }"""
+TERMINATE = """mutation($id: String!) { terminateRun(runId: $id) { __typename
+  ... on TerminateRunFailure { message } } }"""
+TURN_ON = """mutation($s: SensorSelector!) { startSensor(sensorSelector: $s) { __typename } }"""
 
 
 class Served:
@@ -44,17 +54,19 @@ class Served:
                 os.kill(pid, signal.SIGKILL)
         self.process.wait()
 
-    def launch(self, name, source):
-        config = {"ops": {"bring_in_batch": {"config": {
-            "name": name, "source": str(source), "until": "ingest"}}}}  # fmt: skip
+    def bring_in(self, name, source, until="ingest"):
+        config = {"name": name, "source": str(source), "until": until}
+        return self.launch("new_batch", {"bring_in_batch": {"config": config}})
+
+    def launch(self, job, ops):
         params = {
             "mode": "default",
             "selector": {
                 "repositoryLocationName": LOCATION,
                 "repositoryName": "__repository__",
-                "pipelineName": "new_batch",
+                "pipelineName": job,
             },
-            "runConfigData": config,
+            "runConfigData": {"ops": ops},
             "executionMetadata": {"tags": []},
         }
         answer = self.page.ask(LAUNCH, p=params)["launchRun"]
@@ -87,31 +99,53 @@ class Served:
         return self.wait_for(pid)
 
 
-@pytest.fixture
-def served(tmp_path):
-    write_images(tmp_path / "reference", 60, "faults-reference")
-    write_images(tmp_path / "pool", 4, "faults-pool")
-    write_images(tmp_path / "many", NUM_IMAGES, "faults-many")
-    sources = ["--source", str(tmp_path / "pool"), "--reference", str(tmp_path / "reference")]
-    run = ["run", "--root", str(tmp_path / "root"), *sources, "--until", "references"]
-    assert cli.main(run) == 0
-    page = Served(tmp_path / "root")
-    page.many = tmp_path / "many"
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    home = tmp_path_factory.mktemp("faults")
+    write_images(home / "reference", 60, "faults-reference")
+    write_images(home / "pool", 4, "faults-pool")
+    write_images(home / "many", NUM_IMAGES, "faults-many")
+    (home / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    sources = ["--source", str(home / "pool"), "--reference", str(home / "reference")]
+    run = ["run", "--root", str(home / "root"), "--recipe", str(home / "recipe.yaml"), *sources]
+    assert cli.main([*run, "--until", "references"]) == 0
+    make_trainable(Root.open(home / "root"), parse_recipe(RECIPE, "faults").transform)
+    page = Served(home / "root")
+    page.many, page.home = home / "many", home
     yield page
     page.process.send_signal(signal.SIGTERM)
     page.process.wait(60)
 
 
+def test_a_run_that_a_person_cancels_stops_its_trainer_which_saves_first(served):
+    config = {"arm": "everything", "steps": 100_000}
+    run = served.launch("train", {"train_arm": {"config": config}})
+    runs = served.root / "runs"
+    metrics = served.wait_for(lambda: next(runs.glob("*/metrics.jsonl"), None))
+    pid = json.loads((metrics.parent / "launch" / "process.json").read_text())["pid"]
+    served.wait_for(lambda: list(metrics.parent.glob("checkpoints/step-*")))
+    assert alive(pid)
+    answer = served.page.ask(TERMINATE, id=run)["terminateRun"]
+    assert answer["__typename"] == "TerminateRunSuccess", answer
+    served.wait_for(lambda: served.runs("train")[0]["status"] == "CANCELED")
+    served.wait_for(lambda: not alive(pid), 90)
+    (row,) = Root.open(served.root).tables.read("training_runs").to_pylist()
+    assert row["status"] == "interrupted"  # it was asked, and said how far it came
+    assert 0 < row["num_images_seen"] < 8 * 100_000
+    newest = max(int(p.name[5:]) for p in metrics.parent.glob("checkpoints/step-*"))
+    assert newest * 8 == row["num_images_seen"]
+
+
 def test_no_run_is_lost_and_one_of_two_wins(served):
     # A run's process is killed: the daemon starts the run again, and every image is there once.
-    first = served.launch("many", served.many)
+    first = served.bring_in("many", served.many)
     os.kill(served.worker_of(first), signal.SIGKILL)
     served.wait_for(lambda: [r for r in served.runs() if r["status"] == "SUCCESS"])
     assert num_images(served, "many") == NUM_IMAGES
 
     # Page and daemon are killed in the middle of a run: it is known as lost, and started again.
     done = {run["runId"] for run in served.runs()}
-    second = served.launch("again", served.many)
+    second = served.bring_in("again", served.many)
     served.worker_of(second)
     served.kill()
     served.start()
@@ -123,7 +157,7 @@ def test_no_run_is_lost_and_one_of_two_wins(served):
     assert num_images(served, "again") == NUM_IMAGES
 
     # The same batch twice at once: one does it, the other does nothing or is refused.
-    twins = [served.launch("twice", served.many) for _ in range(2)]
+    twins = [served.bring_in("twice", served.many) for _ in range(2)]
 
     def both_ended():
         states = {run["runId"]: run["status"] for run in served.runs()}
@@ -135,6 +169,26 @@ def test_no_run_is_lost_and_one_of_two_wins(served):
     attempts = Root.open(served.root).tables.read("ingest_attempts", ["attempt_key"],
                                                   {"ingest_batch": "twice"})  # fmt: skip
     assert attempts.num_rows == NUM_IMAGES
+
+
+def test_a_new_batch_is_materialized_by_the_condition_of_its_assets(served):
+    write_images(served.home / "new", 3, "faults-new")
+    # Only asked for: nobody starts its steps but the sensor.
+    served.bring_in("new", served.home / "new", until="nothing")
+    where = {
+        "repositoryLocationName": LOCATION,
+        "repositoryName": "__repository__",
+        "sensorName": "new_or_stale",
+    }
+    assert served.page.ask(TURN_ON, s=where)["startSensor"]["__typename"] == "Sensor"
+    served.wait_for(lambda: num_images(served, "new") == 3)
+    wanted = [
+        {"key": "dagster/partition", "value": "new"},
+        {"key": "dagster/from_automation_condition", "value": "true"},
+    ]
+    made = [r for r in served.runs("__ASSET_JOB") if all(tag in r["tags"] for tag in wanted)]
+    assert made
+    assert not [run for run in made if run["status"] == "FAILURE"]
 
 
 def num_images(served, batch):
