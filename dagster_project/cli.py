@@ -140,6 +140,7 @@ def _add_explain(commands: Commands) -> None:
     explain = commands.add_parser("explain", help="why one image has its level")
     _root(explain)
     _sample(explain)
+    explain.add_argument("--image", type=Path, metavar="FILE", help="write the image there")
     explain.set_defaults(command=_explain)
 
 
@@ -295,7 +296,7 @@ def _status(options: argparse.Namespace) -> int:
 def _explain(options: argparse.Namespace) -> int:
     from dagster_project.commands.explain import explain
 
-    return _say(explain(options.root, options.sample_id))
+    return _say(explain(options.root, options.sample_id, options.image))
 
 
 def _what_if(options: argparse.Namespace) -> int:

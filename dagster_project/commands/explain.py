@@ -4,29 +4,42 @@ from pathlib import Path
 from typing import Any
 
 from dagster_project.commands.lookup import printable, samples_of, text_table
-from schemas.registry import contract
+from schemas.errors import AmbientOmniError, BadInput
+from schemas.ids import sample_id_of
+from schemas.registry import all_contracts, contract
 from schemas.root import Root
 
-_SCORES = "scores/classical"
 _KEYS = ("sample_row", "ingest_batch")
 
 
-def explain(root_path: Path, sample_id: str) -> str:
-    """Return everything the tables say of one image, batch by batch, as text."""
+def explain(root_path: Path, sample_id: str, image: Path | None = None) -> str:
+    """Return everything the tables say of one image, batch by batch, as text.
+
+    Args:
+        root_path: folder of the root.
+        sample_id: or its first digits.
+        image: where the image is written to, as it was stored.
+
+    Raises:
+        BadInput: no image is called so, or its bytes are not there any more.
+    """
     root = Root.open(root_path)
-    parts = []
-    for sample in samples_of(root, sample_id):
+    found = samples_of(root, sample_id)
+    parts = [] if image is None else [_written(root, found[0], image)]
+    for sample in found:
         where = {"ingest_batch": sample["ingest_batch"], "sample_row": sample["sample_row"]}
         parts += [
             _image(sample),
             _taken_down(root, sample),
             _attempts(root, where),
             _sets(root, sample["sample_row"]),
-            _facts(root, _SCORES, where, "scores"),
+            *(_facts(root, name, where, name) for name in _score_tables(root)),
             _facts(root, "ood_scores", where, "distance to the reference"),
             _curves(root, where),
+            _facts(root, "crop_scores", where, "its crops"),
             _annotations(root, where),
         ]
+    parts.append(_runs(root, found[0]["sample_id"], {row["ingest_batch"] for row in found}))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -41,6 +54,49 @@ def _image(sample: dict[str, Any]) -> str:
     return "\n".join(
         [f"sample {sample['sample_id']} of batch {sample['ingest_batch']}", size, *told, place]
     )
+
+
+def _written(root: Root, sample: dict[str, Any], image: Path) -> str:
+    shard = root.shards / sample["shard"]
+    try:
+        with shard.open("rb") as file:
+            file.seek(sample["byte_offset"])
+            data = file.read(sample["num_bytes"])
+        if sample_id_of(data) != sample["sample_id"]:
+            raise BadInput(
+                f"the bytes of {sample['sample_id']} are gone: it was purged, or damaged"
+            )
+        image.write_bytes(data)
+    except OSError as error:
+        raise BadInput(f"the image cannot be written from {shard} to {image}: {error}") from error
+    return f"the image is in {image}"
+
+
+def _score_tables(root: Root) -> list[str]:
+    names = sorted(name for name in all_contracts() if name.startswith("scores/"))
+    return [name for name in names if root.tables.exists(name)]
+
+
+def _runs(root: Root, sample_id: str, batches: set[str]) -> str:
+    """Return which training runs saw the image, as far as their weights know."""
+    columns = ["run_id", "name", "status", "ingest_batches"]
+    rows = [
+        (run["name"], run["status"], _sighting(root, run["run_id"], sample_id), run["run_id"])
+        for run in root.tables.read("training_runs", columns).to_pylist()
+        if set(run["ingest_batches"]) & batches
+    ]
+    if not rows:
+        return "no training run had a batch that holds it"
+    return "training runs of its batches:\n" + text_table(("run", "status", "it", "id"), rows)
+
+
+def _sighting(root: Root, run_id: str, sample_id: str) -> str:
+    from ambient_omni.training.lookup import samples_seen
+
+    try:
+        return samples_seen(root, run_id, [sample_id]).of[sample_id]
+    except AmbientOmniError:  # no checkpoint yet, or one from before this was kept
+        return "not known"
 
 
 def _taken_down(root: Root, sample: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from dagster_project.commands.lookup import samples_of, text_table
 from dagster_project.commands.status import status
 from dagster_project.commands.what_if import what_if
 from schemas.errors import BadInput
+from schemas.ids import sample_id_of
 from schemas.registry import contract
 
 POLICY = "fixed-per-source-1"
@@ -84,6 +85,25 @@ def test_explain_shows_the_level_of_an_image_and_why(annotated):
     assert "by hand" in said
     assert "0.5" in said
     assert "fixed_per_source" in said
+
+
+def test_explain_names_the_runs_that_had_it_and_writes_the_image(annotated, tmp_path):
+    root, ids = annotated
+    said = explain(root.path, ids[1], tmp_path / "it.png")
+    assert "not known" in said  # the run has no checkpoint
+    assert "run-1" in said
+    assert sample_id_of((tmp_path / "it.png").read_bytes()) == ids[1]
+    with pytest.raises(BadInput, match="cannot be written"):
+        explain(root.path, ids[1], tmp_path / "no" / "such" / "folder.png")
+
+
+def test_an_image_whose_bytes_are_gone_is_not_written(annotated, tmp_path):
+    root, ids = annotated
+    shard = root.shards / root.tables.read("samples")["shard"][0].as_py()
+    shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(BadInput, match="gone: purged"):
+        explain(root.path, ids[1], tmp_path / "it.png")
+    assert not (tmp_path / "it.png").exists()
 
 
 def test_a_caption_with_control_characters_cannot_steer_the_terminal(root, make_batch, images):
