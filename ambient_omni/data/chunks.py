@@ -120,7 +120,7 @@ class ChunkReader:
             f"loader.max_missing_samples is {self.max_missing}"
         )
         if self.num_missing > self.max_missing:
-            raise SamplesLost(f"{text}: bring the pack back, or raise the limit, and resume")
+            raise SamplesLost(f"{text}: bring the pack back, or build it again, and resume")
         _LOG.warning("%s: others are drawn in their place", text)
 
 

@@ -52,7 +52,7 @@ def test_exactly_what_was_trained_on_is_seen_across_a_kill(trainable, config, la
 def test_what_is_taken_down_is_not_trained_on_any_more_and_was_seen_all_the_same(
     trainable, config, monkeypatch
 ):
-    longer = config(num_images=960, evaluate_every_images=96)
+    longer = config(num_images=320, evaluate_every_images=160)
     run_id, rows = RunRecord.of(trainable, longer).run_id, rows_by_id(trainable)
     stop_at(monkeypatch, 12)
     with pytest.raises(KeyboardInterrupt):
@@ -71,7 +71,7 @@ def test_what_is_taken_down_is_not_trained_on_any_more_and_was_seen_all_the_same
     audit = json.loads(row["audit"])
     assert audit["samples_seen_and_excluded_since"] == 1
     assert audit["samples_seen"] == len(seen_of(after))
-    assert audit["draws"] == 960
+    assert audit["draws"] == 320
 
 
 def stop_at(monkeypatch, step):

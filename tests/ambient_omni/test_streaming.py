@@ -175,7 +175,7 @@ def test_levels_that_most_windows_lack_are_exact_and_read_from_outside():
 def test_draws_from_buffers_are_as_often_as_the_deviation_computes(maker):
     made = maker(prior={"mean": 4.0, "std": 0.1})
     streaming = StreamingMaker(made, LoaderConfig(kind="streaming", buffer_samples=8), range(8))
-    drawn = np.concatenate([streaming.draw(step)[0].index for step in range(4000)])
+    drawn = np.concatenate([streaming.draw(step)[0].index for step in range(1500)])
     # All of the first chunk is held out.
     counts = np.bincount(made.reader.chunk_of(drawn) - 1, minlength=7) / len(drawn)
     chunk = made.reader.chunk_of(np.arange(28)) - 1

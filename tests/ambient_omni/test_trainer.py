@@ -91,7 +91,7 @@ def test_checkpoints_name_their_parents(trainable, config):
 
 
 def test_the_loss_falls_on_a_tiny_pool(trainable, config):
-    run_id = train(trainable, config(num_images=1600, evaluate_every_images=400), show=False)
+    run_id = train(trainable, config(num_images=960, evaluate_every_images=960), show=False)
     lines = (trainable.runs / run_id / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])

@@ -50,7 +50,7 @@ def test_levels_just_above_sigma_min_give_finite_losses_and_bounded_gradients(an
     root = annotated(0.5, 0.5)
     close = {"mean": np.log(0.5 * margin), "std": 1.0}
     band = {"lowest": 0.5 * margin * (1 + 1e-6), "highest": 0.5 * margin * 1.0001}
-    settings = {"policy_id": "p", "num_images": 1600, "evaluate_every_images": 1600}
+    settings = {"policy_id": "p", "num_images": 640, "evaluate_every_images": 640}
     ambient = config(**settings, objective="ambient", prior={**close, **band})
     run_id = train(root, ambient, show=False)
     lines = [line for line in lines_of(root, run_id) if "loss" in line]
