@@ -61,7 +61,7 @@ def main() -> None:
 
 def beside_peers(work: Path, rounds: int) -> None:
     """Time the job, a pool of two processes, and cleanvision with two processes, in turns."""
-    folder = _photographs(work / "photos")
+    folder = photographs(work / "photos")
     root = Root.create(work / "root")
     ingest(root, "photos", str(folder), IngestConfig())
     files = sorted(folder.glob("*.jpg"))
@@ -134,7 +134,7 @@ def _score_files(files: list[Path]) -> int:
     return len(CLASSICAL.score(images).reasons)
 
 
-def _photographs(folder: Path) -> Path:
+def photographs(folder: Path) -> Path:
     """Write each landscape at several JPEG qualities; return the folder."""
     folder.mkdir(parents=True)
     for path in sorted(landscapes().glob("*.jpg")):

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from ambient_omni.progress import progress
 from pipelines.ingest.config import DownloadConfig, IngestConfig
+from pipelines.ingest.early import EarlyVerifier
 from pipelines.ingest.guard import MARK
 from pipelines.ingest.items import (
     CONNECTION_FAILED,
@@ -52,31 +54,46 @@ def download(urls: Sequence[str], work: Path, config: IngestConfig) -> dict[str,
     require_img2dataset()
     found: dict[str, Fetched] = {}
     left = list(urls)
-    for number in range(config.download.num_rounds):
-        folder = work / f"round-{number}-{canonical_hash(left)}"
-        if number and not folder.exists():
-            time.sleep(config.download.first_wait_sec * 2 ** (number - 1))
-        found |= _round(left, folder, config)
-        left = [url for url in left if url not in found or found[url].is_worth_another_try]
-        if not left:
-            break
-    return found
+    with EarlyVerifier(config, len(left)) as early:
+        for number in range(config.download.num_rounds):
+            folder = work / f"round-{number}-{canonical_hash(left)}"
+            if number and not folder.exists():
+                time.sleep(config.download.first_wait_sec * 2 ** (number - 1))
+            found |= _round(left, folder, config, early)
+            left = [url for url in left if url not in found or found[url].is_worth_another_try]
+            if not left:
+                break
+        known = early.verified()
+    return {
+        url: replace(one, verified=known.get((one.path, one.offset))) for url, one in found.items()
+    }
 
 
-def _round(urls: Sequence[str], folder: Path, config: IngestConfig) -> dict[str, Fetched]:
+def _round(
+    urls: Sequence[str], folder: Path, config: IngestConfig, early: EarlyVerifier
+) -> dict[str, Fetched]:
     shard_size = _shard_size(len(urls), config.download)
     num_shards = math.ceil(len(urls) / shard_size)
     folder = folder / f"shards-of-{shard_size}"
     folder.mkdir(parents=True, exist_ok=True)
+    found: dict[int, dict[int, Fetched]] = {}
+
+    def collect() -> None:
+        """Take in the shards that were finished since the last time."""
+        for shard in sorted(_done(folder) - set(found)):
+            found[shard] = dict(_fetched(folder, shard, len(urls)))
+            early.take(list(found[shard].values()))
+
+    collect()
     for _ in range(NUM_TRIES):
-        if _num_done(folder) < num_shards:
-            _fetch(urls, folder, shard_size, num_shards, config)
-    if (done := _num_done(folder)) < num_shards:
+        if len(found) < num_shards:
+            _fetch(urls, folder, shard_size, num_shards, config, collect)
+    if len(found) < num_shards:
         raise IngestIncomplete(
-            f"img2dataset finished {done} of {num_shards} shards of {len(urls)} URLs "
+            f"img2dataset finished {len(found)} of {num_shards} shards of {len(urls)} URLs "
             f"({_last_words(folder)}); run again to go on, its log is {folder / 'log.txt'}"
         )
-    return {urls[i]: found for i, found in _fetched(folder, num_shards, len(urls))}
+    return {urls[i]: one for shard in sorted(found) for i, one in found[shard].items()}
 
 
 def require_img2dataset() -> None:
@@ -103,17 +120,23 @@ def reason_of(message: str) -> str:
 
 
 def _shard_size(num_urls: int, settings: DownloadConfig) -> int:
-    # A shard is one process's work: a short list is divided among all processes.
-    return max(1, min(settings.urls_per_shard, math.ceil(num_urls / settings.num_processes)))
+    # A shard is one process's work, and all processes should end at about the same time.
+    num_turns = math.ceil(num_urls / (settings.urls_per_shard * settings.num_processes))
+    return max(1, math.ceil(num_urls / (num_turns * settings.num_processes)))
 
 
-def _num_done(folder: Path) -> int:
-    """Count finished shards: img2dataset writes the statistics of a shard last."""
-    return sum(1 for _ in (folder / "out").glob("*_stats.json"))
+def _done(folder: Path) -> set[int]:
+    """Return the finished shards: img2dataset writes the statistics of a shard last."""
+    return {int(p.name.partition("_")[0]) for p in (folder / "out").glob("*_stats.json")}
 
 
 def _fetch(
-    urls: Sequence[str], folder: Path, shard_size: int, num_shards: int, config: IngestConfig
+    urls: Sequence[str],
+    folder: Path,
+    shard_size: int,
+    num_shards: int,
+    config: IngestConfig,
+    collect: Callable[[], None],
 ) -> None:
     table = pa.table({"url": list(urls), "listed": [str(i) for i in range(len(urls))]})
     pq.write_table(table, folder / "urls.parquet")
@@ -129,9 +152,11 @@ def _fetch(
             try:
                 process.wait(POLL_SECONDS)
             except subprocess.TimeoutExpired:
-                bar.update(_num_done(folder) - bar.n)
+                bar.update(len(_done(folder)) - bar.n)
+                collect()
                 continue
-            bar.update(_num_done(folder) - bar.n)
+            bar.update(len(_done(folder)) - bar.n)
+            collect()
             return
 
 
@@ -189,28 +214,23 @@ def _running(folder: Path, config: IngestConfig) -> Iterator["subprocess.Popen[b
             process.stdin.close()
 
 
-def _fetched(folder: Path, num_shards: int, num_urls: int) -> Iterator[tuple[int, Fetched]]:
-    """Yield (number of the URL, what became of it) of all shards."""
-    for shard in range(num_shards):
-        stem = folder / "out" / f"{shard:05d}"
-        members = {
-            m.name: m for m in read_index(stem.with_suffix(".tar")) if m.name.endswith(".jpg")
-        }
-        rows = pq.read_table(stem.with_suffix(".parquet"), columns=_STATUS_COLUMNS).to_pylist()
-        for row in rows:
-            number = int(row["listed"])
-            assert 0 <= number < num_urls
-            member = members.get(f"{row['key']}.jpg")
-            if row["status"] != "success":
-                message = str(row["error_message"] or row["status"])
-                yield number, Fetched(reason=reason_of(message), detail=message[:200])
-            elif member is None or member.reason is not None:
-                yield number, Fetched(reason=NO_STATUS, detail="no bytes in the shard")
-            else:
-                yield (
-                    number,
-                    Fetched(str(stem.with_suffix(".tar")), member.offset, member.num_bytes),
-                )
+def _fetched(folder: Path, shard: int, num_urls: int) -> Iterator[tuple[int, Fetched]]:
+    """Yield (number of the URL, what became of it) of a shard."""
+    stem = folder / "out" / f"{shard:05d}"
+    path = stem.with_suffix(".tar")
+    members = {m.name: m for m in read_index(path) if m.name.endswith(".jpg")}
+    rows = pq.read_table(stem.with_suffix(".parquet"), columns=_STATUS_COLUMNS).to_pylist()
+    for row in rows:
+        number = int(row["listed"])
+        assert 0 <= number < num_urls
+        member = members.get(f"{row['key']}.jpg")
+        if row["status"] != "success":
+            message = str(row["error_message"] or row["status"])
+            yield number, Fetched(reason=reason_of(message), detail=message[:200])
+        elif member is None or member.reason is not None:
+            yield number, Fetched(reason=NO_STATUS, detail="no bytes in the shard")
+        else:
+            yield number, Fetched(str(path), member.offset, member.num_bytes)
 
 
 def _last_words(folder: Path) -> str:

@@ -5,12 +5,16 @@ import os
 import signal
 import sys
 import threading
+import types
 from pathlib import Path
 
-# webdataset imports torch where there is one and can do without: half of the memory and of the
-# start of this process and of each worker, which runs these lines too.
+# Most of the memory and of the start of this process and of each worker, which runs these lines
+# too, would be imports of what is not used: webdataset can do without torch; resizing and reports
+# to a web service are off, and would fail aloud on the empty modules.
 if __name__ in ("__main__", "__mp_main__"):
     sys.modules["torch"] = None  # type: ignore[assignment]
+    for unused in ("albumentations", "wandb"):
+        sys.modules[unused] = types.ModuleType(unused)
     from pipelines.ingest import guard
 
     # No settings, no download: an unguarded one must not happen by oversight.

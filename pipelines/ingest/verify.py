@@ -25,6 +25,7 @@ from pipelines.ingest.items import (
     TOO_MANY_BYTES,
     UNREADABLE,
     ListedItem,
+    Verified,
 )
 from schemas.errors import BadInput, IngestIncomplete
 from schemas.ids import sample_id_of
@@ -51,6 +52,12 @@ class Verdict:
     phash: int = 0
     reason: str | None = None
     detail: str | None = None
+
+    @property
+    def facts(self) -> Verified:
+        """What is known of an image that was not refused."""
+        assert self.sample_id is not None
+        return Verified(self.sample_id, self.width, self.height, self.format, self.phash)
 
 
 def read_item(item: ListedItem) -> bytes:
@@ -104,9 +111,9 @@ def perceptual_hash(pixels: npt.NDArray[np.uint8]) -> int:
 def verify_all(items: Sequence[ListedItem], config: IngestConfig) -> list[Verdict]:
     """Return the verdict of each item, in order, whatever the number of processes."""
     _imagehash()  # a missing library is one clear error, not one in each process
-    work = partial(_verify_chunk, limits=config.limits, max_bytes=config.max_image_bytes)
+    work = partial(verify_chunk, limits=config.limits, max_bytes=config.max_image_bytes)
     chunks = [items[i : i + CHUNK_ITEMS] for i in range(0, len(items), CHUNK_ITEMS)]
-    num_workers = config.num_workers or _num_cores()
+    num_workers = num_workers_of(config)
     new = [item for item in items if item.verified is None]
     seconds = len(new) * SECONDS_PER_ITEM + sum(i.num_bytes for i in new) * SECONDS_PER_BYTE
     inline = num_workers == 1 or seconds < INLINE_SECONDS
@@ -121,12 +128,22 @@ def verify_all(items: Sequence[ListedItem], config: IngestConfig) -> list[Verdic
     return verdicts
 
 
+def num_workers_of(config: IngestConfig) -> int:
+    """Return how many processes verify."""
+    return config.num_workers or _num_cores()
+
+
+def warm_up() -> None:
+    """Load in a process of a pool what the first image would wait for."""
+    perceptual_hash(np.zeros((32, 32, 3), np.uint8))
+
+
 def run_chunks(
     work: Callable[[Any], list[Verdict]], chunks: Sequence[Any], num_workers: int
 ) -> Iterator[list[Verdict]]:
     """Yield `work(chunk)` in order from a pool; a chunk that ends its process is taken apart."""
     pending: deque[tuple[Any, Future[list[Verdict]] | None]] = deque()
-    pool = _pool(num_workers)
+    pool = start_pool(num_workers)
     waiting = deque(chunks)
     try:
         while waiting or pending:
@@ -142,7 +159,7 @@ def run_chunks(
                 # The pool is gone and with it what it had under way; who did it is not known.
                 yield run_isolated(work, chunk)
                 pool.shutdown(wait=False)
-                pool = _pool(num_workers)
+                pool = start_pool(num_workers)
                 pending = deque(
                     (c, f) if f is not None and _succeeded(f) else _submit(pool, work, c)
                     for c, f in pending
@@ -159,7 +176,7 @@ def run_isolated(work: Callable[[Any], list[Verdict]], chunk: Sequence[Any]) -> 
     Raises:
         IngestIncomplete: no process can be started, which is no image's fault.
     """
-    with _pool(1) as pool:
+    with start_pool(1) as pool:
         _require_start(pool)
         try:
             return pool.submit(work, chunk).result()
@@ -180,9 +197,8 @@ def _require_start(pool: ProcessPoolExecutor) -> None:
         ) from error
 
 
-def _verify_chunk(
-    items: Sequence[ListedItem], limits: ImageLimits, max_bytes: int
-) -> list[Verdict]:
+def verify_chunk(items: Sequence[ListedItem], limits: ImageLimits, max_bytes: int) -> list[Verdict]:
+    """Return the verdict of each item; what a process of a pool runs."""
     return [verify(item, limits, max_bytes) for item in items]
 
 
@@ -199,7 +215,8 @@ def _succeeded(future: "Future[list[Verdict]]") -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 
-def _pool(num_workers: int) -> ProcessPoolExecutor:
+def start_pool(num_workers: int) -> ProcessPoolExecutor:
+    """Return a pool whose processes end with this one."""
     # Spawn, not fork: the caller may hold threads (Spark, an orchestrator) and locks.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
