@@ -127,7 +127,7 @@ class Tables:
         delta = self._delta(name, version)
         if delta is None:
             return None
-        return Snapshot(contract(name), self.store(name), delta, None).fingerprint(slice)
+        return self._made_from(name, delta, slice)
 
     def is_current(self, name: str, slice: Mapping[str, str], inputs: Mapping[str, Any]) -> bool:
         """Say whether the slice was made from exactly these inputs."""
@@ -182,7 +182,7 @@ class Tables:
 
         def attempt() -> Commit:
             delta = self._delta(name)
-            if delta is not None and self.is_current(name, slice, inputs):
+            if delta is not None and self._made_from(name, delta, slice) == fingerprint_of(inputs):
                 if data and live_paths(delta).issuperset(file.path for file in data):
                     # An earlier try landed although it was reported failed.
                     return Commit(int(delta.version()), num_rows, 0)
@@ -288,6 +288,9 @@ class Tables:
                 f"table {name}{asked} cannot be opened: {one_line(error)}"
             ) from error
 
+    def _made_from(self, name: str, delta: DeltaTable, slice: Mapping[str, str]) -> str | None:
+        return Snapshot(contract(name), self.store(name), delta, None).fingerprint(slice)
+
     def _write(self, name: str, rows: pa.Table, slice: Mapping[str, str]) -> list[WrittenFile]:
         writer = self.writer(name, slice, uuid.uuid4().hex[:16])
         try:
@@ -351,7 +354,7 @@ class Tables:
         delta.create_write_transaction(
             list(actions), "append", schema, parts, commit_properties=properties
         )
-        return int(DeltaTable(location).version())
+        return int(delta.version())
 
     def _retry(
         self, name: str, attempt: Callable[[], Commit], files: Sequence[WrittenFile]
@@ -388,14 +391,16 @@ def _add(file: WrittenFile, slice: Mapping[str, str]) -> AddAction:
 
 
 def _removes(delta: DeltaTable | None, slice: Mapping[str, str]) -> list[RemoveAction]:
-    if delta is None:
+    # A new slice has no files; only where there are some, all entries of the log are looked at.
+    if delta is None or not delta.file_uris([(k, "=", v) for k, v in slice.items()] or None):
         return []
-    files = pa.table(delta.get_add_actions(flatten=True)).to_pylist()
+    files = pa.table(delta.get_add_actions(flatten=True))
+    names = ["path", "size_bytes", *(f"partition.{k}" for k in slice)]
     now = int(time.time() * 1000)
     return [
         # get_add_actions gives URL-encoded paths; a RemoveAction with one removes nothing.
         RemoveAction(urllib.parse.unquote(f["path"]), True, now, f["size_bytes"], dict(slice))
-        for f in files
+        for f in files.select(names).to_pylist()
         if all(f[f"partition.{k}"] == v for k, v in slice.items())
     ]
 
