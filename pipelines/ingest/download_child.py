@@ -9,11 +9,11 @@ import types
 from pathlib import Path
 
 # Most of the memory and of the start of this process and of each worker, which runs these lines
-# too, would be imports of what is not used: webdataset can do without torch; resizing and reports
-# to a web service are off, and would fail aloud on the empty modules.
+# too, would be imports of what is not used: webdataset can do without torch; resizing, lists in
+# JSON and reports to a web service are off, and would fail aloud on the empty modules.
 if __name__ in ("__main__", "__mp_main__"):
     sys.modules["torch"] = None  # type: ignore[assignment]
-    for unused in ("albumentations", "wandb"):
+    for unused in ("albumentations", "pandas", "wandb"):
         sys.modules[unused] = types.ModuleType(unused)
     from pipelines.ingest import guard
 

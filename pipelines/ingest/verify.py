@@ -217,8 +217,13 @@ def _succeeded(future: "Future[list[Verdict]]") -> bool:
 
 def start_pool(num_workers: int) -> ProcessPoolExecutor:
     """Return a pool whose processes end with this one."""
-    # Spawn, not fork: the caller may hold threads (Spark, an orchestrator) and locks.
-    context = multiprocessing.get_context("spawn")
+    # Not a fork of this process, which may hold threads (Spark, an orchestrator) and locks, but of
+    # a server that has none and has loaded what all of them need.
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context: Any = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["pipelines.ingest.verify", "imagehash"])
+    else:
+        context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
 
 
