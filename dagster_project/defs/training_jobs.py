@@ -5,6 +5,7 @@ and its end as a materialization.
 """
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -221,7 +222,7 @@ def _train(context: dg.OpExecutionContext, project: Project, wanted: Mapping[str
             # Leaving the session waits until the process has reported its last.
             with dg.open_pipes_session(context, PipesEnvContextInjector(), reader) as session:
                 trainer.start(session.get_bootstrap_env_vars())
-                context.log.info(f"run {run_id}: {' '.join(trainer.command())}")
+                context.log.info(f"run {run_id}: {' '.join(_short(trainer.command()))}")
                 _follow(context, project, run_id, trainer, tell=False)
     except (DagsterExecutionInterruptedError, KeyboardInterrupt):
         _interrupted(context, trainer)
@@ -319,6 +320,11 @@ def _partition(context: dg.OpExecutionContext, arm: str) -> str:
 def _audit(project: Project, run_id: str) -> Any:
     rows = project.root.tables.read("training_runs", ["audit"], {"run_id": run_id})["audit"]
     return json.loads(rows[0].as_py()) if len(rows) else {}
+
+
+def _short(words: list[str]) -> list[str]:
+    """Return a command's words as a person would write them."""
+    return ["python" if word == sys.executable else word for word in words]
 
 
 def _safe(name: str) -> str:
