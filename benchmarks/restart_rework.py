@@ -46,15 +46,15 @@ def main() -> None:
     if options.child is not None:
         score_logged(*options.child)
         return
-    moments = rng.generator(0, "bench-kills").random(options.kills)
+    moments = rng.generator(0, "bench-kills").random((options.kills, 2))
     with tempfile.TemporaryDirectory() as work:
         folder = write_images(Path(work) / "images")
-        whole = seconds_of_work(ingested(Path(work) / "whole", folder), Path(work) / "whole.log")
         found = []
-        for number, moment in enumerate(moments):
+        for number, (progress, pause) in enumerate(moments):
             root = ingested(Path(work) / f"root-{number}", folder)
-            found.append(repeated(root, Path(work) / f"{number}.log", moment * whole))
-            print(f"killed after {moment * whole:.1f} s of {whole:.1f}: {found[-1]:.2f} shards")
+            images = int(progress * IMAGES)
+            found.append(repeated(root, Path(work) / f"{number}.log", images, pause))
+            print(f"killed after {images} of {IMAGES} images: {found[-1]:.2f} shards", flush=True)
     record(
         "restart_rework",
         max(found),
@@ -110,24 +110,20 @@ def begun(log: Path) -> list[tuple[int, int]]:
 
 def start(root: Root, log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "benchmarks.restart_rework", "--child", root.path, log]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    while not begun(log) and process.poll() is None:
-        time.sleep(0.01)
-    return process
+    return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
 
 
-def seconds_of_work(root: Root, log: Path) -> float:
-    """From the first task that is begun to the end of the job."""
-    process, began = start(root, log), time.monotonic()
-    assert process.wait() == 0
-    return time.monotonic() - began
+def repeated(root: Root, log: Path, images: int, pause: float) -> float:
+    """Shards' worth of images that were worked on a second time.
 
-
-def repeated(root: Root, log: Path, seconds: float) -> float:
-    """Shards' worth of images that were worked on a second time."""
+    The kill comes `pause` seconds after work on more than `images` was begun.
+    """
     process = start(root, log)
-    time.sleep(seconds)
-    os.killpg(process.pid, signal.SIGKILL)
+    while sum(count for _, count in begun(log)) <= images and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(pause)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert start(root, log).wait() == 0
     check(root.tables)

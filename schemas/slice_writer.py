@@ -19,6 +19,8 @@ from schemas.store import Store
 
 MAX_STATISTICS_TEXT = 32  # characters; longer bounds are cut, outwards
 ROWS_PER_GROUP = 131_072
+# Read for single rows: of each file, one group.
+SMALL_GROUPS = {"sample_index": 8192}
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class SliceWriter:
         assert self._writer is not None
         stored = self.contract.stored_schema
         self._writer.write_table(
-            full.select(stored.names).cast(stored), row_group_size=ROWS_PER_GROUP
+            full.select(stored.names).cast(stored),
+            row_group_size=SMALL_GROUPS.get(self.name, ROWS_PER_GROUP),
         )
 
     def close(self) -> list[WrittenFile]:

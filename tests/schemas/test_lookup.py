@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from schemas.ids import sample_row_of
 from schemas.lookup import find, index_all, index_batch
 from schemas.registry import contract
+from schemas.slice_writer import SMALL_GROUPS
 from schemas.snapshot import Snapshot
 
 PREFIXES = st.integers(1, 64)
@@ -86,7 +87,7 @@ def test_an_index_is_made_once_and_anew_when_its_batch_changes(root):
 
 
 def test_one_row_group_a_batch_is_read_and_no_samples_but_the_one_found(root, monkeypatch):
-    monkeypatch.setattr("schemas.slice_writer.ROWS_PER_GROUP", 100)
+    monkeypatch.setitem(SMALL_GROUPS, "sample_index", 100)
     batches = {f"b{n}": ids_of(n, 1000) for n in range(4)}
     for ordinal, (name, ids) in enumerate(batches.items()):
         store(root, ordinal, name, ids)
