@@ -59,8 +59,8 @@ class Group:
         return best[0].cell.arm if best else None
 
     def is_complete(self) -> bool:
-        """Say whether both baselines and all-clean are there for some seed."""
-        return bool(self.together("all_clean", *BASELINES))
+        """Say whether both baselines are there for some seed."""
+        return bool(self.together(*BASELINES))
 
 
 def _value(row: Row, measure: str) -> float:
@@ -68,7 +68,7 @@ def _value(row: Row, measure: str) -> float:
 
 
 def groups_of(study: Study, problems: Sequence[Problem]) -> Iterator[Group]:
-    """Yield each problem once that has both baselines and all-clean for some seed."""
+    """Yield each problem once that has both baselines for some seed."""
     seen: set[str] = set()
     for problem in problems:
         first = problem.model_copy(update={"seed": 0})

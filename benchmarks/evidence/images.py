@@ -35,7 +35,7 @@ _SHRINK = 3
 _LEAST_STEP = 6.0
 # Drawn large and averaged down, so that edges are as sharp as 16 pixels allow.
 _OVERSAMPLING = 4
-_NUM_VALIDATION, _NUM_TEST = 256, 2_000
+_NUM_VALIDATION, _NUM_TEST = 1_600, 2_000
 
 Pixels = NDArray[np.uint8]
 

@@ -16,7 +16,7 @@ Group = Literal["headline", "severities", "arms", "damages", "shares", "openmoji
 HEADLINE_ARMS: tuple[Arm, ...] = (
     "only_reference", "all_clean", "keep_everything", "classifier_hard", "pilot",
 )  # fmt: skip
-HEADLINE: dict[str, float] = {"gaussian_blur": 0.6, "jpeg": 75.0, "motion_blur": 3.0}
+HEADLINE: dict[str, float] = {"gaussian_blur": 1.0, "jpeg": 75.0, "motion_blur": 4.0}
 """Damage at middle severity."""
 
 ALL_ARMS: tuple[Arm, ...] = (
@@ -26,8 +26,10 @@ ALL_ARMS: tuple[Arm, ...] = (
 FOREIGN_ARMS: tuple[Arm, ...] = (
     "only_reference", "all_clean", "keep_everything", "classifier_hard", "windows",
 )  # fmt: skip
-BLURS = (0.4, 0.6, 0.8, 1.0)
+SWEPT_ARMS: tuple[Arm, ...] = ("only_reference", "keep_everything", "classifier_hard", "pilot")
+BLURS = (0.4, 0.6, 1.0, 1.6)
 OTHER_DAMAGES: dict[str, float] = {"down_up": 2.0, "sensor_noise": 25.0, "colour_cast": 0.5}
+MILD_BLUR = 0.6
 SHARES = (0.01, 0.05, 0.1, 0.3, 0.5)
 SEEDS = (0, 1, 2)
 SHARE = 0.1
@@ -54,7 +56,7 @@ FULL = Form(name="full", classifier=_CLASSIFIER, samples=_SAMPLES)
 QUICK = Form(
     name="quick",
     num_test=300,
-    training=TrainingSettings(num_images=64_000),
+    training=TrainingSettings(num_images=48_000),
     classifier=_CLASSIFIER.model_copy(update={"num_images": 10_000}),
     samples=_SAMPLES.model_copy(update={"num_images": 1_000}),
 )
@@ -73,7 +75,8 @@ def tasks(form: Form, only: Sequence[str] = ()) -> list[Task]:
 
     Args:
         form: full or quick.
-        only: groups, or parts of names; a cell is taken if any of them fits. Empty: all.
+        only: groups, or parts of names, joined by "+" where all have to fit; a cell is taken if
+            any of them fits. Empty: all.
     """
     found: dict[Task, None] = {}
 
@@ -83,9 +86,13 @@ def tasks(form: Form, only: Sequence[str] = ()) -> list[Task]:
         found.setdefault(task)
 
     for group, cell in cells(form):
-        if not only or any(word == group or word in cell.name for word in only):
+        if not only or any(_fits(wish, group, cell) for wish in only):
             add(Task.of("measure", cell))
     return list(found)
+
+
+def _fits(wish: str, group: Group, cell: Cell) -> bool:
+    return all(word == group or word in cell.name for word in wish.split("+"))
 
 
 def headline_problems(data: DataSet = "landscapes") -> Iterator[Problem]:
@@ -110,7 +117,7 @@ def swept_problems() -> list[Problem]:
     return [
         _problem("gaussian_blur", width, share=share, num_images=SWEPT_IMAGES)
         for share in SHARES
-        for width in (HEADLINE["gaussian_blur"], BLURS[-1])
+        for width in (MILD_BLUR, HEADLINE["gaussian_blur"])
     ]
 
 
@@ -140,7 +147,7 @@ def _full() -> Iterator[tuple[Group, Cell]]:
         ("severities", blur_problems(), HEADLINE_ARMS),
         ("damages", [_problem(*other) for other in OTHER_DAMAGES.items()], HEADLINE_ARMS),
         ("arms", [_problem("gaussian_blur", middle)], ALL_ARMS),
-        ("shares", swept_problems(), HEADLINE_ARMS),
+        ("shares", swept_problems(), SWEPT_ARMS),
         ("openmoji", [_OPENMOJI], HEADLINE_ARMS),
         ("foreign", [_FOREIGN], FOREIGN_ARMS),
     ]
@@ -152,4 +159,4 @@ def _full() -> Iterator[tuple[Group, Cell]]:
 
 def _quick() -> Iterator[tuple[Group, Cell]]:
     for arm in HEADLINE_ARMS:
-        yield "headline", Cell.of(_problem("gaussian_blur", 0.6), arm)
+        yield "headline", Cell.of(_problem("gaussian_blur", HEADLINE["gaussian_blur"]), arm)

@@ -87,7 +87,7 @@ def _headline(study: Study) -> Iterator[str]:
 
 
 def _table(group: Group, arms: Sequence[Arm]) -> Iterator[str]:
-    problem, seeds = group.problem, len(group.together("all_clean", *BASELINES))
+    problem, seeds = group.problem, len(group.together(*BASELINES))
     yield f"\n### {title(problem)}, {seeds} seed{'s' if seeds > 1 else ''}\n"
     yield "| arm | loss | gap closed | FD | gap closed | KID × 1000 | precision | recall | copies |"
     yield "|---|---|---|---|---|---|---|---|---|"
@@ -238,7 +238,8 @@ def _turned(row: Row) -> str:
 
 
 def _plots(study: Study, folder: Path, store: Store) -> Iterator[str]:
-    groups = list(groups_of(study, list(plan.headline_problems())))
+    known = groups_of(study, list(plan.headline_problems()))
+    groups = [group for group in known if group.rows("all_clean")]
     if not groups:
         return
     arms = ("only_reference", "keep_everything", "classifier_hard", "pilot", "all_clean")
@@ -279,12 +280,13 @@ def _how(study: Study) -> str:
     seconds = [row.train["cpu_seconds"] for row in study.rows]
     spent = sum(seconds) + sum(row.train["measure_cpu_seconds"] for row in study.rows)
     versions = ", ".join(f"{name} {value}" for name, value in study.versions.items())
+    codes = sorted({row.train.get("code_version", "unknown") for row in study.rows})
     return f"""
 ## How it was made
 
 `python -m benchmarks.evidence run [--quick] [--only GROUP...] [--workers N]`, then `python -m \
 benchmarks.evidence report`. Cells are cached by the hash of their inputs; stopped, it goes on.
 A training takes {np.median(seconds):.0f} CPU seconds in the median; all cells here \
-{spent / 3600:.1f} CPU hours without the classifiers. {study.machine}; {versions}; code \
-{study.code_version}; {study.date}.
+{spent / 3600:.1f} CPU hours without the classifiers. {study.machine}; {versions}; trained by code \
+{", ".join(codes)}; {study.date}.
 """

@@ -166,6 +166,7 @@ def _row(cell: Cell, train: Task, measure: Task, form: Form, store: Store) -> di
     trained["curve"] = [[seen, sum(losses)] for seen, losses in trained["curve"]]
     trained["measure_seconds"] = measured.pop("seconds")
     trained["measure_cpu_seconds"] = measured.pop("cpu_seconds")
+    trained["measure_code_version"] = measured.pop("code_version", "")
     found = {
         "cell": cell.model_dump(mode="json"),
         "key": measure.key(form),

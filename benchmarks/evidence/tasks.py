@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ambient_omni.code_version import code_version
 from ambient_omni.data.packs import to_x0
 from ambient_omni.evaluation import heldout_loss
 from benchmarks.evidence import measures
@@ -44,6 +45,7 @@ def compute(task: Task, form: Form, store: Store, told: Told = lambda _: None) -
     spent = {
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - cpu,
+        "code_version": code_version(),
     }
     store.keep(task, form, {**facts, **spent}, arrays)
 

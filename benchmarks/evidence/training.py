@@ -42,7 +42,7 @@ class TrainingSettings(Frozen):
     """What is the same for every arm."""
 
     network: PatchedUNetConfig = PatchedUNetConfig(
-        patch=4, widths=(64,), pixel_width=8, attention=False
+        patch=4, widths=(64,), pixel_width=24, attention=False
     )
     prior: LogNormalPrior = LogNormalPrior(mean=-0.6, std=1.2)
     optimizer: OptimizerConfig = OptimizerConfig(
@@ -50,7 +50,7 @@ class TrainingSettings(Frozen):
     )
     ema: EmaConfig = EmaConfig(half_life_images=8_000)
     batch_size: int = Field(default=32, ge=1)
-    num_images: int = Field(default=96_000, ge=1, description="Seen by every arm.")
+    num_images: int = Field(default=72_000, ge=1, description="Seen by every arm.")
     num_checks: int = Field(default=16, ge=1, description="Looks at the validation loss.")
     check_sigmas: tuple[float, ...] = Field(
         default=(0.03, 0.06, 0.12, 0.25, 0.5, 1.0, 2.0, 4.0),

@@ -136,6 +136,14 @@ def test_the_headline_is_five_arms_of_three_damages_with_three_seeds():
     assert len(measured) == 3 * (2 + 3 * 3)
 
 
+def test_wishes_pick_groups_and_parts_of_names():
+    wished = plan.tasks(plan.FULL, ["headline+keep_everything", "headline+none"])
+    measured = [task.cell for task in wished if task.stage == "measure"]
+    assert {cell.arm for cell in measured} == {"keep_everything", "only_reference", "all_clean"}
+    assert len(measured) == 3 * (2 + 3)
+    assert all(task.stage != "curves" for task in wished)
+
+
 # -- images ------------------------------------------------------------------------------------
 
 
@@ -297,7 +305,7 @@ def test_photographs_are_paired_and_weighed_by_their_tiles():
 
 
 def _row(arm: str, seed: int, loss: float, fd: float = 1.0, validation: float = 1.0) -> Row:
-    cell = Cell.of(plan._problem("gaussian_blur", 0.6, seed=seed), arm)
+    cell = Cell.of(plan._problem("gaussian_blur", 1.0, seed=seed), arm)
     train = {
         "curve": [[100, 2 * validation], [200, validation], [300, 1.5 * validation]],
         "selected_at": 200,
