@@ -39,6 +39,8 @@ def write(form: Form, folder: Path) -> None:
     if not source.exists():
         raise SystemExit(f"{source} is not there: run `python -m benchmarks.evidence run` first")
     study = read(source)
+    if not study.rows:
+        raise SystemExit("no cell is finished yet: run `python -m benchmarks.evidence run` first")
     target = DOCS / "evidence.md" if form.name == "full" else folder / f"{form.name}.md"
     images = target.parent / "images"
     parts = [
