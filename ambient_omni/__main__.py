@@ -64,6 +64,7 @@ def _train_classifier(root: Root, options: argparse.Namespace) -> str:
         reference_set=job.reference_set,
         transform=job.transform,
         question=job.question,
+        latents=job.latents,
     )
     return f"classifier {classifier_id} is in {root.classifiers / classifier_id}"
 

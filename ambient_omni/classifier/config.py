@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, RootModel, model_validator
 
 from ambient_omni.config import Frozen, load_config
+from ambient_omni.data.config import LatentConfig
 from ambient_omni.data.transforms import Transform
 from schemas.errors import BadInput
 from schemas.ids import canonical_hash
@@ -20,7 +21,7 @@ Question = Literal["reference_against_pool", "clean_against_damage", "domain_aga
 class ClassifierNetworkConfig(Frozen):
     """Size of the network; see `classifier.network.NoiseClassifierNetwork`."""
 
-    patch: int = Field(default=2, ge=1, description="Side of the patches of the small CNN.")
+    patch: int = Field(default=4, ge=1, description="Side of the patches of the small CNN.")
     widths: tuple[int, ...] = Field(
         default=(32, 64), min_length=1, description="Channels of the CNN per scale."
     )
@@ -68,6 +69,10 @@ class OrderConfig(Frozen):
         },
         min_length=1,
         description="Mildest and worst severity by kind of damage.",
+    )
+    weights: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default={"jpeg": 2, "motion_blur": 2},
+        description="How many chains a kind gets where the others get one: what is hardest to see.",
     )
 
 
@@ -128,7 +133,7 @@ class HeadConfig(Frozen):
 
     kind: Literal["head"] = "head"
     widths: tuple[int, ...] = Field(default=(32, 64), min_length=1, description="As the network's.")
-    patch: int = Field(default=2, ge=1)
+    patch: int = Field(default=4, ge=1)
     hidden: int = Field(default=128, ge=1)
     num_steps: int = Field(default=2_000, ge=1)
     batch_size: int = Field(default=48, ge=2)
@@ -138,6 +143,11 @@ class HeadConfig(Frozen):
         default=0.25, gt=0, lt=1, description="Share of the groups that only check the head."
     )
     max_images: int = Field(default=8_192, ge=16, description="Pool images a fold learns from.")
+    num_copies: int = Field(
+        default=4_000,
+        ge=0,
+        description="Damaged copies of them that it learns from as well: they cost no image.",
+    )
     min_check_images: int = Field(default=16, ge=1)
     max_check_images: int = Field(default=64, ge=8)
     check: ExhaustiveConfig = ExhaustiveConfig(num_levels=256, num_noises=4, num_bins=64)
@@ -229,3 +239,8 @@ class TrainClassifierJob(Frozen):
         "damage is not the matter.",
     )
     transform: Transform = Transform()
+    latents: LatentConfig | None = Field(
+        default=None,
+        description="The autoencoder in whose latents the levels are; null: pixels. The batches "
+        "need packs of both: damage is planted in pixels and encoded.",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,7 @@ from numpy.typing import NDArray
 
 from ambient_omni.classifier.config import ClassifierConfig, Question
 from ambient_omni.classifier.groups import groups_of, named
-from ambient_omni.data.packs import PackSet
-from ambient_omni.data.transforms import Transform
+from ambient_omni.data.packs import PackSet, Space
 from schemas.errors import BadInput, NotEnoughReferences
 from schemas.ids import canonical_hash, hash_fraction
 from schemas.reference_sets import HELD_OUT, VALIDATION
@@ -54,13 +54,13 @@ class Members:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
-    def images(self, root: Root, transform: Transform) -> PackedImages:
-        """Open their pixels.
+    def images(self, root: Root, space: Space) -> PackedImages:
+        """Open their pixels or latents.
 
         Raises:
-            PackMissing: a batch has no complete pack of the transform.
+            PackMissing: a batch has no complete pack of the space.
         """
-        packs = PackSet.open(root.packs, transform, self.batches)
+        packs = PackSet.open(root.packs, space, self.batches)
         return PackedImages(packs, packs.index_of(self.sample_rows), self.sample_ids, self.groups)
 
 
@@ -76,9 +76,18 @@ class PackedImages:
     def __len__(self) -> int:
         return len(self.index)
 
-    def take(self, indices: NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Return uint8 (len(indices), H, W, C)."""
+    def take(self, indices: NDArray[np.integer]) -> NDArray[Any]:
+        """Return rows of the packs: pixels uint8 (N, H, W, C), or latents float16 (N, C, H, W)."""
         return self.packs.take(self.index[indices])
+
+    def all(self) -> NDArray[Any]:
+        """Return all rows."""
+        return self.take(np.arange(len(self)))
+
+    def seen_through(self, packs: PackSet) -> PackedImages:
+        """Return the same images in packs of another space."""
+        index = packs.index_of(self.packs.sample_rows[self.index])
+        return PackedImages(packs, index, self.sample_ids, self.groups)
 
     def subset(self, positions: NDArray[np.integer]) -> PackedImages:
         """Return some of them."""
@@ -146,15 +155,13 @@ class ClassifierData:
         found._require_enough(reference_set, pool_batches)
         return found
 
-    def classifier_id(
-        self, config: ClassifierConfig, transform: Transform, question: Question
-    ) -> str:
+    def classifier_id(self, config: ClassifierConfig, space: Space, question: Question) -> str:
         """Return the name of the classifier that these images, pixels and settings make."""
         return canonical_hash(
             {
                 "config": config.model_dump(mode="json"),
                 "question": question,
-                "transform": transform.transform_id,
+                "transform": space.transform_id,
                 "trusted": canonical_hash(sorted(self.trusted.sample_ids)),
                 "validation": canonical_hash(sorted(self.validation.sample_ids)),
                 "pool": canonical_hash(sorted(self.pool.sample_ids)),

@@ -12,8 +12,9 @@ Legend: N images, B batch, L levels, F features, C channels, H height, W width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +30,11 @@ from ambient_omni.classifier.annotators import (
     Reading,
 )
 from ambient_omni.classifier.config import HeadConfig
-from ambient_omni.classifier.network import COSINE_WINDOWS, CosinePower, PatchFeatures, ReadByLevel
+from ambient_omni.classifier.cosines import Cosines, mean_powers, peakedness
+from ambient_omni.classifier.network import PatchFeatures, ReadByLevel
+from ambient_omni.classifier.severity import Plantable, plant_copies
 from ambient_omni.classifier.training import augment
+from ambient_omni.data.packs import to_x0
 from ambient_omni.progress import progress
 from schemas.errors import ClassifierRefused
 
@@ -38,7 +42,7 @@ Floats = NDArray[np.float64]
 
 # Errors weigh as shares of the logit down to here: on the flat end a small error is many octaves.
 _WEIGHT_FLOOR = 0.3
-_IMAGES_AT_ONCE = 256
+_IMAGES_AT_ONCE = 32
 
 NUM_LEVELS = 64
 """Levels that a head answers at."""
@@ -55,28 +59,40 @@ class HeadNetwork(nn.Module):
     def __init__(self, config: HeadConfig, channels: int = 3) -> None:
         super().__init__()
         self.num_channels = channels
-        self.power = CosinePower(channels)
+        self.cosines = Cosines(channels)
         self.patches = PatchFeatures(config.patch, config.widths, dropout=0.0, channels=channels)
-        num_power = sum(channels * side**2 for side, _ in COSINE_WINDOWS)
-        num_clean = num_power + self.patches.num_features
-        self.power_scale = nn.BatchNorm1d(num_power, affine=False, momentum=0.05)
+        num_noised = self.cosines.num_features + self.cosines.num_bands
+        num_clean = self.cosines.num_features + self.patches.num_features
+        self.noised_scale = nn.BatchNorm1d(num_noised, affine=False, momentum=0.05)
         self.clean_scale = nn.BatchNorm1d(num_clean, affine=False, momentum=0.05)
-        self.read = ReadByLevel(num_power + num_clean, config.hidden, dropout=0.0)
+        self.read = ReadByLevel(num_noised + num_clean, config.hidden, dropout=0.0)
 
     def forward(self, x0_BCHW: Tensor, sigma_BL: Tensor) -> Tensor:
         """Return (B, L) mean logits of clean images at levels, each image at its own."""
-        power_BF, magnitude_BF = self.power(x0_BCHW)
-        peak_BF = (magnitude_BF.square() / (power_BF + 1e-6) + 1e-3).log()
+        found, num_levels = self.cosines(x0_BCHW), sigma_BL.shape[1]
         # The level that the patch features are told of is a formality: the image is clean.
-        clean_BF = torch.cat([peak_BF, self.patches(x0_BCHW, sigma_BL.new_full((1,), 0.01))], 1)
-        clean_BF = self.clean_scale(clean_BF)
-        num_levels = sigma_BL.shape[1]
-        noised_BLF = (power_BF[:, None] + sigma_BL[..., None] ** 2).flatten(0, 1)
-        noised_BLF = self.power.excess(noised_BLF, sigma_BL.flatten(), x0_BCHW.shape[2:])
-        noised_BLF = self.power_scale(noised_BLF)
-        features = torch.cat([noised_BLF, clean_BF.repeat_interleave(num_levels, 0)], 1)
+        learned_BF = self.patches(x0_BCHW, sigma_BL.new_full((1,), 0.01))
+        clean_BF = self.clean_scale(torch.cat([peakedness(found, 1e-3), learned_BF], 1))
+        power_BF, bands, size = (
+            mean_powers(found),
+            self.cosines.band_powers(found),
+            x0_BCHW.shape[2:],
+        )
+        noised_BLF = torch.stack(
+            [self._at_level(power_BF, bands, sigma_B, size) for sigma_B in sigma_BL.T], 1
+        )
+        noised_NF = self.noised_scale(noised_BLF.flatten(0, 1))
+        features = torch.cat([noised_NF, clean_BF.repeat_interleave(num_levels, 0)], 1)
         logits: Tensor = self.read(features, sigma_BL.flatten()).view(-1, num_levels)
         return logits
+
+    def _at_level(
+        self, power_BF: Tensor, bands: Sequence[Tensor], sigma_B: Tensor, size: Sequence[int]
+    ) -> Tensor:
+        """Return (B, F + G): about what the classifier's fixed view will be on average."""
+        excess_BF = self.cosines.excess(power_BF + sigma_B[:, None] ** 2, sigma_B, size)
+        shares_BG = self.cosines.quiet_shares(bands, sigma_B, added=1.0)
+        return torch.cat([excess_BF, self.cosines.stillness(shares_BG, size)], 1)
 
 
 @dataclass(frozen=True)
@@ -141,11 +157,56 @@ def evaluate_head(network: HeadNetwork, x0_BCHW: Images, sigmas_L: Floats) -> ND
     return said
 
 
+@dataclass(frozen=True)
+class Lessons:
+    """What a head learns from, and then what checks it.
+
+    Attributes:
+        x0: (N, C, H, W) images.
+        sample_ids: their names; a copy has that of the image it shows, and so its fold.
+        is_check: (N,) those that only check.
+    """
+
+    x0: Images
+    sample_ids: list[str]
+    is_check: NDArray[np.bool_]
+
+    @classmethod
+    def of(
+        cls,
+        learn: tuple[NDArray[Any], Sequence[str]],
+        check: tuple[NDArray[Any], Sequence[str]],
+        plantable: Plantable,
+        ranges: Mapping[str, tuple[float, float]],
+        num_copies: int,
+        seed: int,
+        fold: int,
+    ) -> Lessons:
+        """Put images, damaged copies of those to learn from, and those to check together.
+
+        Args:
+            learn: rows of packs, with their names.
+            check: others; no image's twin is on both sides.
+            plantable: the images of `learn`, in the same order.
+            ranges: mildest and worst severity by kind of damage.
+            num_copies: how many copies.
+            seed: names the random draws.
+            fold: which head it is for.
+        """
+        rows, names = learn
+        parts, ids = [to_x0(rows)], list(names)
+        if num_copies:
+            copies, shown = plant_copies(plantable, ranges, num_copies, seed, fold)
+            parts.append(to_x0(copies))
+            ids += [names[i] for i in shown]
+        is_check = np.arange(len(ids) + len(check[1])) >= len(ids)
+        x0 = np.concatenate([*parts, to_x0(check[0])])
+        return cls(x0, [*ids, *check[1]], is_check)
+
+
 def train_head(
     classifier: Oracle,
-    x0_NCHW: Images,
-    sample_ids: Sequence[str],
-    is_check: NDArray[np.bool_],
+    lessons: Lessons,
     config: HeadConfig,
     reading: Reading,
     *,
@@ -156,9 +217,7 @@ def train_head(
 
     Args:
         classifier: the teacher.
-        x0_NCHW: images that the fold may grade; it never trained on any of them.
-        sample_ids: their names.
-        is_check: (N,) those that only check; whole groups, no image's twin on the other side.
+        lessons: images that the fold may grade; it never trained on any of them.
         config: the head.
         reading: how curves become levels in the check.
         seed: names the random draws.
@@ -167,11 +226,10 @@ def train_head(
     Raises:
         ClassifierRefused: the head's levels are too far from the oracle's.
     """
-    learn = np.flatnonzero(~is_check)
-    network = _distil(classifier, x0_NCHW, sample_ids, learn, config, seed, fold)
-    held = np.flatnonzero(is_check)[: config.max_check_images]
-    names = [sample_ids[i] for i in held]
-    check = check_head(network, classifier, x0_NCHW[held], names, config, reading, seed)
+    network = _distil(classifier, lessons, config, seed, fold)
+    held = np.flatnonzero(lessons.is_check)[: config.max_check_images]
+    names = [lessons.sample_ids[i] for i in held]
+    check = check_head(network, classifier, lessons.x0[held], names, config, reading, seed)
     if check.median_octaves > config.max_median_octaves:
         raise ClassifierRefused(
             f"the head of fold {fold} is {check.median_octaves:.2f} octaves off the exhaustive "
@@ -223,14 +281,10 @@ def octaves_apart(one: Floats, other: Floats, sigmas_L: Floats) -> Floats:
 
 
 def _distil(
-    classifier: Oracle,
-    x0_NCHW: Images,
-    sample_ids: Sequence[str],
-    learn: NDArray[np.integer],
-    config: HeadConfig,
-    seed: int,
-    fold: int,
+    classifier: Oracle, lessons: Lessons, config: HeadConfig, seed: int, fold: int
 ) -> HeadNetwork:
+    x0_NCHW, sample_ids = lessons.x0, lessons.sample_ids
+    learn = np.flatnonzero(~lessons.is_check)
     with rng.torch_seeded(seed, "head", fold):
         network = HeadNetwork(config, x0_NCHW.shape[1]).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=0.02)

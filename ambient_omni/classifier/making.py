@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from ambient_omni.classifier.calibration import calibrate
 from ambient_omni.classifier.cautions import cautions
 from ambient_omni.classifier.config import ClassifierConfig, OrderConfig, Question
+from ambient_omni.classifier.cosines import COSINE_WINDOWS
 from ambient_omni.classifier.data import ClassifierData, PackedImages, fold_of
 from ambient_omni.classifier.good_share import estimate_good_share
 from ambient_omni.classifier.grader import Fold
-from ambient_omni.classifier.network import COSINE_WINDOWS, NoiseClassifierNetwork
+from ambient_omni.classifier.network import NoiseClassifierNetwork
 from ambient_omni.classifier.positive_control import (
     Band,
     judge_control,
@@ -31,10 +32,11 @@ from ambient_omni.classifier.positive_control import (
     separation_at_best,
     separation_band,
 )
+from ambient_omni.classifier.severity import Plantable
 from ambient_omni.classifier.stored import fold_file, load_network, save_network
 from ambient_omni.classifier.training import Sides, grade, noise_bank, train_fold
-from ambient_omni.data.packs import to_x0
-from ambient_omni.data.transforms import Transform
+from ambient_omni.classifier.view import View
+from ambient_omni.data.packs import Space, to_x0
 from ambient_omni.progress import progress
 from schemas.errors import BadInput
 from schemas.ids import hash_fraction
@@ -50,7 +52,7 @@ class Maker:
         self,
         root: Root,
         config: ClassifierConfig,
-        transform: Transform,
+        view: View,
         data: ClassifierData,
         folder: Path,
         question: Question,
@@ -58,13 +60,17 @@ class Maker:
         if question == "domain_against_foreign":
             # Another domain is not a worse one: there is no order of severities to keep.
             config = config.model_copy(update={"order": OrderConfig(weight=0.0)})
+        if view.latents is not None:
+            # A mirrored image is no mirrored latent.
+            config = config.model_copy(update={"augment": "none"})
         self._config, self._folder, self._question = config, folder, question
+        self._root, self._view = root, view
         self._trusted, self._validation, self._pool = (
-            members.images(root, transform)
+            members.images(root, view.space)
             for members in (data.trusted, data.validation, data.pool)
         )
-        self._channels = transform.shape[2]
-        self._noises = noise_bank(config, (self._channels, *transform.shape[:2]))
+        self._channels = view.space.x0_shape[0]
+        self._noises = noise_bank(config, view.space.x0_shape)
         self._fold_of_pool = np.array(
             [fold_of(group, config.num_folds) for group in data.pool.groups]
         )
@@ -87,7 +93,7 @@ class Maker:
         unseen = unseen.first_by_content(self._config.max_graded_images)
         if not len(unseen):
             raise BadInput(f"no image of the pool falls into fold {number}: use fewer folds")
-        pool, validation = (self._grade(network, _pixels(i)) for i in (unseen, self._validation))
+        pool, validation = (self._grade(network, i.all()) for i in (unseen, self._validation))
         calibration = calibrate(validation, pool)
         self._graded_pool.append(calibration.apply(pool))
         self._groups_of_graded_pool += unseen.groups
@@ -105,8 +111,13 @@ class Maker:
         }
         stop_trusted, stop_pool = trusted.among(kept), pool.among(kept)
         if not len(stop_trusted) or not len(stop_pool):
-            return Sides(trusted, pool)
-        return Sides(trusted.without(kept), pool.without(kept), stop_trusted, stop_pool)
+            return Sides(trusted, pool, damaged=self._damaged(trusted))
+        trusted = trusted.without(kept)
+        damaged = self._damaged(trusted)
+        return Sides(trusted, pool.without(kept), stop_trusted, stop_pool, damaged)
+
+    def _damaged(self, images: PackedImages) -> Plantable:
+        return self._view.plantable(self._root, images)
 
     def _unseen(self, number: int) -> PackedImages:
         return self._pool.subset(np.flatnonzero(self._fold_of_pool == number))
@@ -181,18 +192,17 @@ class Maker:
     ) -> NDArray[np.float32]:
         """Return raw logits of damaged copies of the validation images, by all folds."""
         names, seed = self._validation.sample_ids, self._config.seed
-        pixels = plant(_pixels(self._validation), names, kind, severity, seed)
-        return np.concatenate([self._grade(fold.network, pixels) for fold in folds], axis=2)
+        clean = self._view.in_pixels(self._root, self._validation).all()
+        rows = self._view.rows_of(plant(clean, names, kind, severity, seed))
+        return np.concatenate([self._grade(fold.network, rows) for fold in folds], axis=2)
 
-    def _grade(
-        self, network: NoiseClassifierNetwork, pixels_NHWC: NDArray[np.uint8]
-    ) -> NDArray[np.float32]:
-        parts = range(0, len(pixels_NHWC), _IMAGES_AT_ONCE)
+    def _grade(self, network: NoiseClassifierNetwork, rows: NDArray[Any]) -> NDArray[np.float32]:
+        parts = range(0, len(rows), _IMAGES_AT_ONCE)
         return np.concatenate(
             [
                 grade(
                     network,
-                    to_x0(pixels_NHWC[start : start + _IMAGES_AT_ONCE]),
+                    to_x0(rows[start : start + _IMAGES_AT_ONCE]),
                     self._config.sigmas,
                     self._noises,
                 )
@@ -203,22 +213,18 @@ class Maker:
         )
 
 
-def require_size(config: ClassifierConfig, transform: Transform) -> None:
+def require_size(config: ClassifierConfig, space: Space) -> None:
     """Refuse images that the network's windows or patches do not fit.
 
     Raises:
         BadInput: too small, or no multiple of the patches on the coarsest scale.
     """
-    side = min(transform.shape[:2])
+    side = min(space.x0_shape[1:])
     largest = max(window for window, _ in COSINE_WINDOWS)
     coarsest = config.network.patch * 2 ** (len(config.network.widths) - 1)
     if side < largest or side % coarsest:
         raise BadInput(
-            f"a noise classifier needs images of at least {largest} pixels and a multiple of "
-            f"{coarsest} (patch and widths of its network), got {side}: choose a larger "
-            "resolution of the transform, or another patch"
+            f"a noise classifier needs images (or latents) of at least {largest} pixels and a "
+            f"multiple of {coarsest} (patch and widths of its network), got {side} in "
+            f"{space.noise_space}: choose a larger resolution of the transform, or another patch"
         )
-
-
-def _pixels(images: PackedImages) -> NDArray[np.uint8]:
-    return images.take(np.arange(len(images)))

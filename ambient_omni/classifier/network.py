@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from ambient_omni.classifier.config import ClassifierNetworkConfig
+from ambient_omni.classifier.cosines import Cosines, mean_powers, peakedness
 
 SIGMA_DATA = 0.5
-COSINE_WINDOWS = ((4, 2), (8, 4), (8, 8))
-"""Sides and strides of the cosine transforms. The last are the blocks of a JPEG that begins at the
-corner: beside the second, which also sees what lies across their edges, they give it away."""
-
 _EMBEDDING = 32
 _CONDITION = 64
 
@@ -29,9 +25,10 @@ class NoiseClassifierNetwork(nn.Module):
 
     What damage changes first is how much power stands at which spatial frequency. So one view is
     fixed: mean power and peakedness of the coefficients of local cosine transforms, in units of
-    the noise. It needs no learning and makes short training possible. The other, a small CNN on
-    patches, learns what such averages miss: above about sigma = 1 damage shows only in structures
-    that many pixels share. Both are read by layers that know the level.
+    the noise, and in how many places bands of them show nothing but noise. It needs no learning
+    and makes short training possible. The other, a small CNN on patches, learns what such averages
+    miss: above about sigma = 1 damage shows only in structures that many pixels share. Both are
+    read by layers that know the level.
 
     Args:
         config: sizes.
@@ -40,68 +37,29 @@ class NoiseClassifierNetwork(nn.Module):
 
     def __init__(self, config: ClassifierNetworkConfig, channels: int = 3) -> None:
         super().__init__()
-        self.power = CosinePower(channels)
+        self.cosines = Cosines(channels)
         self.patches = PatchFeatures(config.patch, config.widths, config.dropout, channels)
         # Features differ by orders of magnitude; their running scale is not learned, only measured.
-        self.power_scale = nn.BatchNorm1d(2 * self.power.num_features, affine=False, momentum=0.05)
+        num_fixed = 2 * self.cosines.num_features + self.cosines.num_bands
+        self.fixed_scale = nn.BatchNorm1d(num_fixed, affine=False, momentum=0.05)
         self.learned_scale = nn.BatchNorm1d(self.patches.num_features, affine=False, momentum=0.05)
-        num_features = 2 * self.power.num_features + self.patches.num_features
+        num_features = num_fixed + self.patches.num_features
         self.read = ReadByLevel(num_features, config.hidden, config.dropout)
 
     def forward(self, x_BCHW: Tensor, sigma_B: Tensor) -> Tensor:
         """Return (B,) logits for noised images x_t = x_0 + sigma z, x_0 in [-1, 1]."""
-        power_BF, magnitude_BF = self.power(x_BCHW)
-        # E|c|^2 / E c^2: 2/pi for Gaussian coefficients, less where a few stand out.
-        peak_BF = (magnitude_BF.square() / (power_BF + 1e-6)).log()
-        excess_BF = self.power.excess(power_BF, sigma_B, x_BCHW.shape[2:])
-        fixed_BF = self.power_scale(torch.cat([excess_BF, peak_BF], 1))
+        found, size = self.cosines(x_BCHW), x_BCHW.shape[2:]
+        views = [
+            self.cosines.excess(mean_powers(found), sigma_B, size),
+            peakedness(found),
+            self.cosines.stillness(
+                self.cosines.quiet_shares(self.cosines.band_powers(found), sigma_B), size
+            ),
+        ]
+        fixed_BF = self.fixed_scale(torch.cat(views, 1))
         learned_BF = self.learned_scale(self.patches(x_BCHW, sigma_B))
         logits: Tensor = self.read(torch.cat([fixed_BF, learned_BF], 1), sigma_B)
         return logits
-
-
-class CosinePower(nn.Module):
-    """Mean power and mean magnitude of local cosine coefficients; nothing is learned."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self._channels = channels
-        mix = _decorrelation(channels)
-        for number, (side, _) in enumerate(COSINE_WINDOWS):
-            self.register_buffer(f"cosines_{number}", _cosine_filters(side, mix), persistent=False)
-        self.num_features = sum(channels * side**2 for side, _ in COSINE_WINDOWS)
-
-    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Return E c^2 and E|c| over positions, each (B, num_features)."""
-        powers, magnitudes = [], []
-        for number, (_, stride) in enumerate(COSINE_WINDOWS):
-            found = nnf.conv2d(x_BCHW, self.get_buffer(f"cosines_{number}"), stride=stride)
-            powers.append(found.square().mean((2, 3)))
-            magnitudes.append(found.abs().mean((2, 3)))
-        return torch.cat(powers, 1), torch.cat(magnitudes, 1)
-
-    def excess(self, power_BF: Tensor, sigma_B: Tensor, size: Sequence[int]) -> Tensor:
-        """Return how far powers are above that of the noise, in units of what noise varies by.
-
-        The mean of n squared coefficients of white noise of level sigma is sigma^2, with relative
-        standard deviation sqrt(2 / n). The result is asinh of the excess in that unit: linear for
-        what the noise nearly hides, as nearly everything is at high levels, logarithmic above.
-
-        Args:
-            power_BF: mean powers.
-            sigma_B: the level.
-            size: height and width of the images.
-        """
-        spread_F = power_BF.new_tensor(
-            [
-                value
-                for side, stride in COSINE_WINDOWS
-                for value in [math.sqrt(2 / _num_positions(size, side, stride))]
-                * (self._channels * side**2)
-            ]
-        )
-        result: Tensor = ((power_BF / sigma_B[:, None] ** 2 - 1) / spread_F).asinh()
-        return result
 
 
 class PatchFeatures(nn.Module):
@@ -191,10 +149,6 @@ class _Conditioned(nn.Module):
         return h
 
 
-def _num_positions(size: Sequence[int], side: int, stride: int) -> int:
-    return math.prod((length - side) // stride + 1 for length in size)
-
-
 def _level_embedding() -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(_EMBEDDING, _CONDITION),
@@ -209,29 +163,3 @@ def _fourier(c_noise_B: Tensor) -> Tensor:
     frequencies = torch.linspace(0, math.log(100), _EMBEDDING // 2).exp()
     angles = c_noise_B[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], 1)
-
-
-def _decorrelation(channels: int) -> Tensor:
-    """Return a (C, C) mix with rows of length 1, so that white noise keeps its power in each.
-
-    For RGB: brightness and the two colour differences in which JPEG rounds (ITU-R BT.601).
-    """
-    if channels != 3:
-        return torch.eye(channels)
-    mix = torch.tensor(
-        [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
-    )
-    return nnf.normalize(mix, dim=1)
-
-
-def _cosine_filters(side: int, mix_CC: Tensor) -> Tensor:
-    """Return the (C side^2, C, side, side) filters of a 2-D DCT-II per mixed channel, of length 1.
-
-    Source: Ahmed, Natarajan, Rao, Discrete Cosine Transform, 1974.
-    """
-    frequency, place = torch.arange(side)[:, None], torch.arange(side)[None, :]
-    one = torch.cos(math.pi * (place + 0.5) * frequency / side) * math.sqrt(2 / side)
-    one[0] /= math.sqrt(2)
-    two = torch.einsum("ai,bj->abij", one, one).reshape(side**2, side, side)
-    filters = torch.einsum("oc,kij->okcij", mix_CC, two)
-    return filters.reshape(-1, len(mix_CC), side, side)

@@ -9,8 +9,10 @@ from ambient_omni.classifier.config import ClassifierConfig, Question, TrainClas
 from ambient_omni.classifier.data import ClassifierData, fold_of
 from ambient_omni.classifier.grader import NoiseClassifier
 from ambient_omni.classifier.making import Maker, require_size
-from ambient_omni.classifier.stored import is_stored, load, store, transform_of, weights_hash
+from ambient_omni.classifier.stored import is_stored, load, space_of, store, weights_hash
+from ambient_omni.classifier.view import View
 from ambient_omni.code_version import code_version
+from ambient_omni.data.config import LatentConfig
 from ambient_omni.data.transforms import Transform
 from schemas.registry import contract
 from schemas.root import Root
@@ -22,8 +24,8 @@ __all__ = [
     "classifier_id_for",
     "fold_of",
     "load",
+    "space_of",
     "train_classifier",
-    "transform_of",
 ]
 
 
@@ -35,6 +37,7 @@ def classifier_id_for(
     reference_set: str,
     transform: Transform,
     question: Question = "reference_against_pool",
+    latents: LatentConfig | None = None,
 ) -> str:
     """Return the id that `train_classifier` would return, without training.
 
@@ -42,7 +45,7 @@ def classifier_id_for(
         NotEnoughReferences, BadInput, TableMissing: as `train_classifier`.
     """
     data = ClassifierData.read(root, pool_batches, reference_set)
-    return data.classifier_id(config, transform, question)
+    return data.classifier_id(config, View.of(transform, latents).space, question)
 
 
 def train_classifier(
@@ -53,6 +56,7 @@ def train_classifier(
     reference_set: str,
     transform: Transform,
     question: Question = "reference_against_pool",
+    latents: LatentConfig | None = None,
 ) -> str:
     """Train a noise classifier, check it, and write its row of noise_classifiers.
 
@@ -66,35 +70,38 @@ def train_classifier(
         reference_set: the positives. Those of "validation" calibrate and check it.
         transform: the pixels.
         question: what it tells apart; see `config.TrainClassifierJob`.
+        latents: the autoencoder in whose latents it tells them apart; None for pixels.
 
     Returns:
         The classifier_id.
 
     Raises:
         NotEnoughReferences: too few images to train or to check.
-        BadInput: too few images in the pool, or images too small for the network.
+        BadInput: too few images in the pool, images too small for the network, or no such
+            autoencoder.
         PackMissing: a batch has no complete pack of the transform.
         ClassifierRefused: planted damage is not found.
         JobAlreadyRunning: the same classifier is being trained.
     """
     data = ClassifierData.read(root, pool_batches, reference_set)
-    require_size(config, transform)
-    classifier_id = data.classifier_id(config, transform, question)
+    view = View.of(transform, latents)
+    require_size(config, view.space)
+    classifier_id = data.classifier_id(config, view.space, question)
     if is_stored(root, classifier_id):
         return classifier_id
     with root.lock("train_classifier", classifier_id):
         folder = root.classifiers / classifier_id
-        maker = Maker(root, config, transform, data, folder, question)
+        maker = Maker(root, config, view, data, folder, question)
         folds = [maker.fold(number) for number in range(config.num_folds)]
         measured = maker.measure(folds)
         calibrations = [fold.calibration for fold in folds]
-        store(root, classifier_id, config, transform, calibrations, data.twins)
+        store(root, classifier_id, config, view, calibrations, data.twins)
         row = {
             "classifier_id": classifier_id,
             "question": question,
             "reference_set": reference_set,
             "pool_batches": list(pool_batches),
-            "noise_space": transform.noise_space,
+            "noise_space": view.space.noise_space,
             "num_folds": config.num_folds,
             "sigmas": config.sigmas.tolist(),
             **measured,

@@ -25,8 +25,15 @@ from ambient_omni.classifier.config import (
     annotator_id,
 )
 from ambient_omni.classifier.data import ClassifierData, PackedImages
-from ambient_omni.classifier.head import Check, Head, HeadAnnotator, HeadNetwork, train_head
-from ambient_omni.classifier.noise_classifier import NoiseClassifier, load, transform_of
+from ambient_omni.classifier.head import (
+    Check,
+    Head,
+    HeadAnnotator,
+    HeadNetwork,
+    Lessons,
+    train_head,
+)
+from ambient_omni.classifier.noise_classifier import NoiseClassifier, load, space_of
 from ambient_omni.data.packs import to_x0
 from schemas.errors import BadInput
 from schemas.ids import hash_fraction
@@ -117,6 +124,7 @@ def _distil(
 ) -> None:
     folds = classifier.folds_of(pool.sample_ids)
     file = _file(root, classifier.classifier_id, config)
+    view = space_of(root, classifier.classifier_id)
     checks = []
     for number in range(classifier.num_folds):
         images = pool.subset(np.flatnonzero(folds == number)).first_by_content(config.max_images)
@@ -129,10 +137,19 @@ def _distil(
                 f"images, {int(is_check.sum())} of them to check a head with; "
                 f"{config.min_check_images} are needed: ingest more, or annotate with a grid"
             )
+        learn, check = (images.subset(np.flatnonzero(part)) for part in (~is_check, is_check))
+        lessons = Lessons.of(
+            (learn.all(), learn.sample_ids),
+            (check.all(), check.sample_ids),
+            view.plantable(root, learn),
+            classifier.config.order.ranges,
+            config.num_copies,
+            classifier.config.seed,
+            number,
+        )
         head = train_head(
-            classifier, _x0(images), images.sample_ids, is_check, config, reading,
-            seed=classifier.config.seed, fold=number,
-        )  # fmt: skip
+            classifier, lessons, config, reading, seed=classifier.config.seed, fold=number
+        )
         weights = {name: t.contiguous().cpu() for name, t in head.network.state_dict().items()}
         aside = file.with_name(f".head-{os.getpid()}")
         save_file(weights, aside)
@@ -147,11 +164,11 @@ def _pool(root: Root, classifier_id: str) -> PackedImages:
         "noise_classifiers", ["pool_batches", "reference_set"], {"classifier_id": classifier_id}
     ).to_pylist()
     data = ClassifierData.read(root, row["pool_batches"], row["reference_set"])
-    return data.pool.images(root, transform_of(root, classifier_id))
+    return data.pool.images(root, space_of(root, classifier_id).space)
 
 
 def _x0(images: PackedImages) -> NDArray[np.float32]:
-    return to_x0(images.take(np.arange(len(images))))
+    return to_x0(images.all())
 
 
 def _file(root: Root, classifier_id: str, config: AnnotatorConfig) -> Path:

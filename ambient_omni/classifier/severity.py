@@ -9,8 +9,9 @@ Legend: N images, S severities of a chain, B chains of a batch, C channels, H he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,38 +31,100 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, indices: NDArray[np.integer]) -> NDArray[np.uint8]:
-        """Return uint8 (len(indices), H, W, C)."""
+    def take(self, indices: NDArray[np.integer]) -> NDArray[Any]:
+        """Return rows: pixels uint8 (N, H, W, C), or x_0 itself as floats (N, C, H, W)."""
+
+
+@dataclass(frozen=True)
+class Plantable:
+    """Images that damage is planted in.
+
+    Attributes:
+        pixels: their pixels.
+        rows_of: what turns damaged pixels into what the classifier sees, the same count.
+    """
+
+    pixels: Images
+    rows_of: Callable[[NDArray[np.uint8]], NDArray[Any]]
+
+
+def shown_as_pixels(images: Images) -> Plantable:
+    """Return images whose damaged copies the classifier sees as they are."""
+    return Plantable(images, lambda pixels: pixels)
 
 
 def plant_chains(
-    images: Images,
+    images: Plantable,
     ranges: Mapping[str, tuple[float, float]],
     count: int,
     seed: int,
     fold: int,
-) -> NDArray[np.uint8]:
-    """Return uint8 (count, S, H, W, C): images undamaged first, then ever worse by one kind.
+    weights: Mapping[str, int] | None = None,
+) -> NDArray[Any]:
+    """Return (count, S, ...) rows: images undamaged first, then ever worse by one kind.
 
     Severities are drawn evenly in the logarithm for every other chain and evenly for the rest, so
     that both ends of the range are met; what is random in the damage (directions, noise) is the
     same along a chain.
     """
-    kinds = list(ranges)
-    chosen = rng.generator(seed, "chains", fold).integers(len(images), size=count)
+    kinds = kinds_in_turn(ranges, weights or {})
+    pixels = images.pixels
+    chosen = rng.generator(seed, "chains", fold).integers(len(pixels), size=count)
     chains = []
-    for number, image in enumerate(images.take(chosen)):
+    for number, image in enumerate(pixels.take(chosen)):
         kind = kinds[number % len(kinds)]
         places = np.sort(rng.uniform(CHAIN_LENGTH - 1, seed, "chain-places", fold, number))
-        low, high = ranges[kind]
-        is_even = number // len(kinds) % 2
-        severities = low + places * (high - low) if is_even else low * (high / low) ** places
+        is_even = _is_even(number, kinds)
         worse = [
-            damage(kind, float(severity), image, _chain_draw(seed, fold, number))
-            for severity in severities
+            damage(
+                kind,
+                _severity(ranges[kind], place, is_even=is_even),
+                image,
+                _chain_draw(seed, fold, number),
+            )
+            for place in places
         ]
         chains.append(np.stack([image, *worse]))
-    return np.stack(chains)
+    rows = images.rows_of(np.concatenate(chains))
+    return rows.reshape(count, CHAIN_LENGTH, *rows.shape[1:])
+
+
+def plant_copies(
+    images: Plantable,
+    ranges: Mapping[str, tuple[float, float]],
+    count: int,
+    seed: int,
+    fold: int,
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return (count, ...) rows of damaged copies, and the (count,) positions that they show.
+
+    Every kind is met equally often, and severities as in `plant_chains`.
+    """
+    kinds = list(ranges)
+    chosen = rng.generator(seed, "copies", fold).integers(len(images.pixels), size=count)
+    copies = []
+    for number, image in enumerate(images.pixels.take(chosen)):
+        draw = rng.generator(seed, "copy-damage", fold, number)
+        kind = kinds[number % len(kinds)]
+        severity = _severity(ranges[kind], draw.random(), is_even=_is_even(number, kinds))
+        copies.append(damage(kind, severity, image, draw))
+    return images.rows_of(np.stack(copies)), chosen
+
+
+def kinds_in_turn(
+    ranges: Mapping[str, tuple[float, float]], weights: Mapping[str, int]
+) -> list[str]:
+    """Return the kinds in the order in which chains take turns, some of them more than once."""
+    return [kind for kind in ranges for _ in range(weights.get(kind, 1))]
+
+
+def _is_even(number: int, kinds: Sequence[str]) -> bool:
+    return bool(number // len(kinds) % 2)
+
+
+def _severity(ends: tuple[float, float], place: float, *, is_even: bool) -> float:
+    low, high = ends
+    return low + place * (high - low) if is_even else float(low * (high / low) ** place)
 
 
 def order_loss(logits_BS: Tensor, sigma_B: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from ambient_omni.classifier.calibration import Calibration
 from ambient_omni.classifier.config import ClassifierConfig
 from ambient_omni.classifier.grader import Fold, NoiseClassifier
 from ambient_omni.classifier.network import NoiseClassifierNetwork
+from ambient_omni.classifier.view import View
+from ambient_omni.data.config import LatentConfig
+from ambient_omni.data.latents import LatentSpace
 from ambient_omni.data.transforms import Transform
 from schemas.errors import BadInput, ClassifierRefused
 from schemas.root import Root, write_json
@@ -48,8 +51,8 @@ def load(root: Root, classifier_id: str) -> NoiseClassifier:
     return NoiseClassifier(config, rows[0]["noise_space"], folds, classifier_id, meta["twins"])
 
 
-def transform_of(root: Root, classifier_id: str) -> Transform:
-    """Return the transform that made the pixels a classifier grades.
+def space_of(root: Root, classifier_id: str) -> View:
+    """Return what a classifier grades: the pixels of a transform, or the latents of a VAE.
 
     Raises:
         BadInput: there is no classifier of that id.
@@ -57,7 +60,14 @@ def transform_of(root: Root, classifier_id: str) -> Transform:
     file = root.classifiers / classifier_id / _META
     if not file.exists():
         raise BadInput(f"there is no noise classifier {classifier_id!r}; train it first")
-    return Transform.model_validate(json.loads(file.read_text())["transform"])
+    meta = json.loads(file.read_text())
+    # Classifiers from before latents have neither.
+    space, latents = meta.get("latent_space"), meta.get("latents")
+    return View(
+        Transform.model_validate(meta["transform"]),
+        space and LatentSpace.model_validate(space),
+        latents and LatentConfig.model_validate(latents),
+    )
 
 
 def fold_file(number: int) -> str:
@@ -76,7 +86,13 @@ def save_network(network: NoiseClassifierNetwork, file: Path) -> None:
 def load_network(file: Path, config: ClassifierConfig, channels: int) -> NoiseClassifierNetwork:
     """Return a fold's network in evaluation mode."""
     network = NoiseClassifierNetwork(config.network, channels)
-    network.load_state_dict(load_file(file))
+    try:
+        network.load_state_dict(load_file(file))
+    except RuntimeError as error:
+        raise ClassifierRefused(
+            f"the weights {file} are not of this version's network: remove the folder of the "
+            "classifier and train it again"
+        ) from error
     return network.eval()
 
 
@@ -84,7 +100,7 @@ def store(
     root: Root,
     classifier_id: str,
     config: ClassifierConfig,
-    transform: Transform,
+    view: View,
     calibrations: Sequence[Calibration],
     twins: Mapping[str, str],
 ) -> None:
@@ -93,8 +109,10 @@ def store(
         root.classifiers / classifier_id / _META,
         {
             "config": config.model_dump(mode="json"),
-            "transform": transform.model_dump(mode="json"),
-            "channels": transform.shape[2],
+            "transform": view.transform.model_dump(mode="json"),
+            "latent_space": view.latent_space and view.latent_space.model_dump(mode="json"),
+            "latents": view.latents and view.latents.model_dump(mode="json"),
+            "channels": view.space.x0_shape[0],
             "twins": dict(twins),
             "calibrations": [
                 {"scale": c.scale.tolist(), "offset": c.offset.tolist()} for c in calibrations

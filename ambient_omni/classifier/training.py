@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,14 @@ from ambient_omni import rng
 from ambient_omni.classifier.annotators import antithetic_noises
 from ambient_omni.classifier.config import ClassifierConfig
 from ambient_omni.classifier.network import NoiseClassifierNetwork
-from ambient_omni.classifier.severity import CHAIN_LENGTH, Images, order_loss, plant_chains
+from ambient_omni.classifier.severity import (
+    CHAIN_LENGTH,
+    Images,
+    Plantable,
+    order_loss,
+    plant_chains,
+    shown_as_pixels,
+)
 from ambient_omni.data.packs import to_x0
 from ambient_omni.progress import progress
 
@@ -38,6 +46,7 @@ class Sides:
         pool: the pool without the fold's own images.
         stop_trusted: positives that only decide when to stop; no twin of one is in `trusted`.
         stop_pool: negatives that only decide when to stop.
+        damaged: how damage is planted in `trusted`; by default they are pixels.
         carried_noise: (len(pool),) standard deviation of the white noise that each pool image
             already carries. It counts as part of the level: such an image is noised up to the
             level, not on top of what it has. None where the images are what they are.
@@ -47,6 +56,7 @@ class Sides:
     pool: Images
     stop_trusted: Images | None = None
     stop_pool: Images | None = None
+    damaged: Plantable | None = None
     carried_noise: NDArray[np.float64] | None = None
 
 
@@ -62,14 +72,14 @@ def train_fold(sides: Sides, config: ClassifierConfig, fold: int) -> NoiseClassi
         The averaged weights that told the images kept aside best, in evaluation mode; the last
         ones where none were kept aside.
     """
-    channels = sides.trusted.take(np.array([0])).shape[-1]
+    channels = to_x0(sides.trusted.take(np.array([0]))).shape[1]
     with rng.torch_seeded(config.seed, "classifier-fold", fold):
         network = NoiseClassifierNetwork(config.network, channels)
         average = copy.deepcopy(network).eval()
         optimizer = torch.optim.AdamW(
             network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        chains = _chains(sides.trusted, config, fold)
+        chains = _chains(sides, config, fold)
         num_steps = -(-config.num_images // config.batch_size)
         stop = _Stopping(sides, config, fold, num_steps)
         label = f"noise classifier {fold + 1}/{config.num_folds}"
@@ -140,7 +150,7 @@ def _batch(
     half = config.batch_size // 2
     trusted = sides.trusted.take(draw.integers(len(sides.trusted), size=half))
     chosen = draw.integers(len(sides.pool), size=half)
-    x0 = np.concatenate([_as_x0(trusted), _as_x0(sides.pool.take(chosen))])
+    x0 = np.concatenate([to_x0(trusted), to_x0(sides.pool.take(chosen))])
     x0 = augment(x0, config.augment, draw)
     sigma = _draw_sigmas(config, half, draw)
     noise = draw.standard_normal((half, *x0.shape[1:]), dtype=np.float32)
@@ -150,13 +160,6 @@ def _batch(
         amplitude[half:] = np.sqrt(np.maximum(missing, 0))
     noised = x0 + amplitude[:, None, None, None] * np.tile(noise, (2, 1, 1, 1))
     return torch.from_numpy(noised), torch.from_numpy(np.tile(sigma, 2))
-
-
-def _as_x0(pixels_BHWC: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Return (B, C, H, W): uint8 is brought to [-1, 1], float32 (noisy measurements) is there."""
-    if pixels_BHWC.dtype == np.uint8:
-        return to_x0(pixels_BHWC)
-    return np.ascontiguousarray(pixels_BHWC.transpose(0, 3, 1, 2), np.float32)
 
 
 def _draw_sigmas(
@@ -184,15 +187,16 @@ def augment(
     return out
 
 
-def _chains(trusted: Images, config: ClassifierConfig, fold: int) -> NDArray[np.uint8] | None:
+def _chains(sides: Sides, config: ClassifierConfig, fold: int) -> NDArray[Any] | None:
     if config.order.weight == 0:
         return None
     order = config.order
-    return plant_chains(trusted, order.ranges, order.num_chains, config.seed, fold)
+    damaged = sides.damaged or shown_as_pixels(sides.trusted)
+    return plant_chains(damaged, order.ranges, order.num_chains, config.seed, fold, order.weights)
 
 
 def _ordered(
-    chains: NDArray[np.uint8], config: ClassifierConfig, fold: int, step: int
+    chains: NDArray[Any], config: ClassifierConfig, fold: int, step: int
 ) -> tuple[Tensor, Tensor]:
     """Return noised chains (B S, C, H, W), each under one noise, and their (B S,) levels."""
     draw = rng.generator(config.seed, "classifier-chains", fold, step)

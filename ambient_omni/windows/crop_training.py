@@ -164,8 +164,7 @@ class _Maker:
     ) -> None:
         self._config, self._sizes, self._channels = config, tuple(sizes), space.x0_shape[0]
         self._trusted, self._validation, self._foreign = (
-            members.images(root, space)  # type: ignore[arg-type]
-            for members in (data.trusted, data.validation, data.pool)
+            members.images(root, space) for members in (data.trusted, data.validation, data.pool)
         )
         count = config.num_folds
         self._fold_of = np.array([fold_of(g, count) for g in self._foreign.groups])

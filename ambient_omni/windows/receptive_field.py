@@ -88,8 +88,7 @@ def measure_receptive_field(
         return field_id
     with root.lock("receptive_field", field_id):
         trusted, validation = (
-            members.images(root, space)  # type: ignore[arg-type]
-            for members in (data.trusted, data.validation)
+            members.images(root, space) for members in (data.trusted, data.validation)
         )
         found = receptive_field(trusted, validation, config)
         row = {

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ambient_omni.classifier.annotators import Annotator, Curves
 from ambient_omni.classifier.config import AnnotatorConfig, GridConfig, annotator_id
-from ambient_omni.classifier.noise_classifier import NoiseClassifier, load, transform_of
+from ambient_omni.classifier.noise_classifier import NoiseClassifier, load, space_of
 from ambient_omni.classifier.prepared import annotator_for, prepare
 from ambient_omni.data.pack_writer import PackWriter
 from ambient_omni.data.packs import Pack, PackMissing, PackSet, to_x0
@@ -58,7 +58,7 @@ def curves(
     Raises:
         TableMissing: the batch was never ingested.
         BadInput: there is no such classifier.
-        PackMissing: the batch has no current pack under the classifier's transform.
+        PackMissing: the batch has no current pack of the classifier's pixels or latents.
         JobAlreadyRunning: another process does this job on this batch.
         TasksFailed: a task failed on every try; nothing became visible.
     """
@@ -93,12 +93,12 @@ def _run(
     annotator: AnnotatorConfig | None,
     settings: SparkSettings | None,
 ) -> int:
-    transform = transform_of(root, classifier_id)
-    writer = PackWriter(root.packs, transform, facts.batch, pack_inputs(facts))
+    space = space_of(root, classifier_id).space
+    writer = PackWriter(root.packs, space, facts.batch, pack_inputs(facts))
     if not writer.is_current():
         raise PackMissing(
-            f"batch {facts.batch!r} has no current pack for {transform.noise_space}; "
-            f"build it with `python -m pipelines pack --batch {facts.batch}`"
+            f"batch {facts.batch!r} has no current pack for {space.noise_space}; "
+            + space.how_to_build(facts.batch)
         )
     if annotator is not None:
         prepare(root, classifier_id, annotator)
@@ -112,7 +112,7 @@ def _run(
         partial(
             measure,
             classifier_id=classifier_id,
-            transform_id=transform.transform_id,
+            transform_id=space.transform_id,
             annotator=annotator,
             parts=parts,
         ),

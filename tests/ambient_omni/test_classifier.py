@@ -12,17 +12,22 @@ from ambient_omni.classifier.noise_classifier import (
     classifier_id_for,
     fold_of,
     load,
+    space_of,
     train_classifier,
 )
 from ambient_omni.damage import damage
+from ambient_omni.data.config import LatentConfig
+from ambient_omni.data.latent_packs import EncodeLatentsJob, encode_batches
+from ambient_omni.data.latents import latent_space
 from ambient_omni.data.pack_writer import PackWriter
 from ambient_omni.data.packs import PackSet, to_x0
 from ambient_omni.data.transforms import Transform
 from schemas.errors import BadInput, ClassifierRefused, NotEnoughReferences
+from tests.data.tiny_vae import NUM_CHANNELS, save_tiny_vae
 
 TRANSFORM = Transform(resolution=16)
 QUICK = {
-    "network": {"widths": (8,), "hidden": 32},
+    "network": {"patch": 2, "widths": (8,), "hidden": 32},
     "num_images": 6_000,
     "num_levels": 6,
     "sigma_low": 0.03,
@@ -108,6 +113,13 @@ def trained(filled, kept):
     return filled, name
 
 
+@pytest.fixture
+def hardly_trained(monkeypatch):
+    """Some steps do where it does not matter what was learned; the control would refuse them."""
+    monkeypatch.setattr("ambient_omni.classifier.making.require_found", lambda *_: None)
+    return {"num_images": 640}
+
+
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
     return {"folder": tmp_path_factory.mktemp("classifier")}
@@ -154,7 +166,9 @@ def test_training_twice_changes_nothing_and_trains_nothing(trained, monkeypatch)
     assert filled.tables.version("noise_classifiers") == before
 
 
-def test_a_stopped_training_goes_on_with_the_fold_that_is_missing(filled, monkeypatch):
+def test_a_stopped_training_goes_on_with_the_fold_that_is_missing(
+    filled, monkeypatch, hardly_trained
+):
     import ambient_omni.classifier.making as module
 
     trained, whole = [], module.train_fold
@@ -168,19 +182,19 @@ def test_a_stopped_training_goes_on_with_the_fold_that_is_missing(filled, monkey
 
     monkeypatch.setattr(module, "train_fold", stops_at_second)
     with pytest.raises(KeyboardInterrupt):
-        train(filled)
+        train(filled, **hardly_trained)
     assert filled.tables.version("noise_classifiers") is None
-    train(filled)
+    train(filled, **hardly_trained)
     assert trained == [(0, "done"), 1, (1, "done")]
 
 
 def test_the_same_inputs_give_the_same_weights_and_curves(
-    tmp_path, filled, make_batch, tiny, mixed_pool
+    tmp_path, filled, make_batch, tiny, mixed_pool, hardly_trained
 ):
     from schemas.root import Root
 
     other = fill(Root.create(tmp_path / "other"), make_batch, tiny, mixed_pool)
-    first, second = (load(root, train(root)) for root in (filled, other))
+    first, second = (load(root, train(root, **hardly_trained)) for root in (filled, other))
     assert first.classifier_id == second.classifier_id
     x0, names = pool_of(filled)
     one, two = (c.curves(x0[:20], names[:20]).logits for c in (first, second))
@@ -198,7 +212,7 @@ def test_an_image_gets_the_same_curve_in_any_batch(trained):
     np.testing.assert_allclose(alone, together[[3, 90]], atol=1e-4)
 
 
-def test_no_fold_trains_on_an_image_that_it_grades(filled, monkeypatch):
+def test_no_fold_trains_on_an_image_that_it_grades(filled, monkeypatch, hardly_trained):
     import ambient_omni.classifier.making as module
 
     seen, whole = {}, module.train_fold
@@ -209,7 +223,7 @@ def test_no_fold_trains_on_an_image_that_it_grades(filled, monkeypatch):
         return whole(sides, config, fold)
 
     monkeypatch.setattr(module, "train_fold", spy)
-    classifier = load(filled, train(filled))
+    classifier = load(filled, train(filled, **hardly_trained))
     _, names = pool_of(filled)
     for name, fold in zip(names, classifier.folds_of(names), strict=True):
         assert fold == fold_of(name, 2)
@@ -274,7 +288,7 @@ def test_references_of_other_contents_are_found_out(root, make_batch, tiny):
     """The pool's damage is none: it shows other things, which no blur or noise could explain."""
     dark = [255 - picture // 2 for picture in pictures(160, seed=3)]
     filled = fill(root, make_batch, tiny, [d // 3 for d in dark])
-    train(filled)
+    train(filled, num_images=12_000)
     (row,) = filled.tables.read("noise_classifiers").to_pylist()
     said = " ".join(row["warnings"])
     assert "the classifier sees contents, not quality" in said
@@ -307,6 +321,46 @@ def test_images_smaller_than_the_networks_windows_are_refused(filled):
             reference_set="trusted",
             transform=small,
         )
+
+
+def test_a_pool_of_nothing_but_references_has_no_second_class(root, make_batch, tiny):
+    filled = fill(root, make_batch, tiny, pictures(60, seed=1))
+    with pytest.raises(BadInput, match=r"has 0 images that are no references"):
+        train(filled)
+
+
+def test_a_pool_without_references_has_no_first_class(root, make_batch, tiny, mixed_pool):
+    filled = fill(root, make_batch, tiny, mixed_pool)
+    tiny.define_set(filled, "trusted", np.empty(0, np.int64))
+    with pytest.raises(NotEnoughReferences, match=r"'trusted' has 0 images"):
+        train(filled)
+
+
+def test_levels_of_latents_are_found_by_damage_that_is_planted_in_pixels(
+    filled, tmp_path, monkeypatch, hardly_trained
+):
+    latents = LatentConfig(vae=save_tiny_vae(tmp_path / "vae"))
+    job = EncodeLatentsJob(batches=("ref", "pool"), latents=latents, transform=TRANSFORM)
+    encode_batches(filled, job, show=False)
+    shown = []
+    monkeypatch.setattr(
+        "ambient_omni.classifier.training.augment",
+        lambda x0, how, draw: shown.append((how, x0.shape[1:])) or x0,
+    )
+    how = {"pool_batches": ["pool"], "reference_set": "trusted", "transform": TRANSFORM}
+    quick = ClassifierConfig.model_validate({**QUICK, **hardly_trained})
+    name = train_classifier(filled, quick, **how, latents=latents)
+    assert set(shown) == {("none", (NUM_CHANNELS, 8, 8))}
+    assert name == classifier_id_for(filled, quick, **how, latents=latents)
+    assert name != classifier_id_for(filled, quick, **how)
+    (row,) = filled.tables.read("noise_classifiers").to_pylist()
+    space = latent_space(latents, TRANSFORM)
+    assert row["noise_space"] == space_of(filled, name).space.noise_space == space.noise_space
+    samples = filled.tables.read("samples", where={"ingest_batch": "pool"})
+    packs = PackSet.open(filled.packs, space, ["pool"])
+    x0 = to_x0(packs.take(packs.index_of(samples["sample_row"].to_numpy())))
+    logits = load(filled, name).curves(x0, samples["sample_id"].to_pylist()).logits
+    assert logits.shape == (160, 6)
 
 
 def test_a_classifier_of_domains_needs_no_damage_but_two_domains(root, make_batch, tiny):

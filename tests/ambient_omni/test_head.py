@@ -1,12 +1,16 @@
 """Distillation from a teacher whose mean answer is known."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
 from ambient_omni import rng
 from ambient_omni.classifier.annotators import Reading, annotate
 from ambient_omni.classifier.config import ExhaustiveConfig, HeadConfig
-from ambient_omni.classifier.head import HeadAnnotator, octaves_apart, train_head
+from ambient_omni.classifier.head import HeadAnnotator, Lessons, octaves_apart, train_head
+from ambient_omni.classifier.severity import shown_as_pixels
+from ambient_omni.data.packs import to_x0
 from schemas.errors import ClassifierRefused
 
 QUICK = HeadConfig(
@@ -45,7 +49,7 @@ def heads():
     x0, names = textures(240, seed=1)
     is_check = np.arange(240) % 4 == 0
     return [
-        train_head(Texture(), x0, names, is_check, QUICK, READING, seed=0, fold=fold)
+        train_head(Texture(), Lessons(x0, names, is_check), QUICK, READING, seed=0, fold=fold)
         for fold in (0, 1)
     ]
 
@@ -84,8 +88,41 @@ def test_every_image_is_answered_by_the_head_of_its_fold(heads):
 def test_a_head_that_disagrees_with_the_search_is_refused():
     x0, names = textures(80, seed=1)
     untrained = QUICK.model_copy(update={"num_steps": 1, "max_median_octaves": 0.05})
+    lessons = Lessons(x0, names, np.arange(80) % 2 == 0)
     with pytest.raises(ClassifierRefused, match=r"octaves off .* annotate with a grid"):
-        train_head(Texture(), x0, names, np.arange(80) % 2 == 0, untrained, READING, seed=0, fold=0)
+        train_head(Texture(), lessons, untrained, READING, seed=0, fold=0)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    pixels: np.ndarray
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def take(self, indices):
+        return self.pixels[indices]
+
+
+def test_a_head_learns_from_damaged_copies_and_is_checked_on_images_only():
+    draw = rng.generator(0, "test-lessons")
+    learn, check = (draw.integers(0, 256, (n, 16, 16, 3), dtype=np.uint8) for n in (4, 3))
+    lessons = Lessons.of(
+        (learn, list("abcd")),
+        (check, list("xyz")),
+        shown_as_pixels(Pictures(learn)),
+        {"gaussian_blur": (0.3, 0.5)},
+        num_copies=5,
+        seed=0,
+        fold=0,
+    )
+    assert lessons.sample_ids[:4] == list("abcd")
+    assert set(lessons.sample_ids[4:9]) <= set("abcd")
+    np.testing.assert_array_equal(lessons.is_check, [False] * 9 + [True] * 3)
+    np.testing.assert_array_equal(lessons.x0[9:], to_x0(check))
+    for copy, name in zip(lessons.x0[4:9], lessons.sample_ids[4:9], strict=True):
+        away = np.abs(copy - to_x0(learn)).mean(axis=(1, 2, 3))
+        assert away.argmin() == "abcd".index(name)
 
 
 def test_octaves_count_zero_as_the_lowest_level_and_null_as_the_highest():

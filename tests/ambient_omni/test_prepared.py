@@ -20,6 +20,7 @@ from ambient_omni.classifier.config import (
 from ambient_omni.classifier.head import HeadAnnotator
 from ambient_omni.classifier.network import NoiseClassifierNetwork
 from ambient_omni.classifier.prepared import annotator_for, prepare
+from ambient_omni.classifier.view import View
 from ambient_omni.data.pack_writer import PackWriter
 from ambient_omni.data.packs import to_x0
 from ambient_omni.data.transforms import Transform
@@ -68,7 +69,7 @@ def filled(root, make_batch, tiny):
             parameter.data = torch.from_numpy(np.ascontiguousarray(drawn))
         stored.save_network(network, root.classifiers / "c1" / stored.fold_file(number))
     plain = Calibration(np.ones(4), np.zeros(4))
-    stored.store(root, "c1", CONFIG, TRANSFORM, [plain] * 2, {})
+    stored.store(root, "c1", CONFIG, View(TRANSFORM), [plain] * 2, {})
     names = contract("noise_classifiers").names
     row = dict.fromkeys(names, None) | {
         "classifier_id": "c1",
@@ -138,3 +139,10 @@ def test_a_grid_needs_no_preparation(filled):
 def test_a_pool_too_small_to_check_a_head_is_named(filled):
     with pytest.raises(BadInput, match="annotate with a grid"):
         prepare(filled, "c1", HEAD.model_copy(update={"min_check_images": 30}))
+
+
+def test_weights_of_another_network_are_refused_with_what_to_do(filled):
+    other = CONFIG.model_copy(update={"network": CONFIG.network.model_copy(update={"hidden": 9})})
+    file = filled.classifiers / "c1" / stored.fold_file(0)
+    with pytest.raises(ClassifierRefused, match="not of this version's network: remove"):
+        stored.load_network(file, other, 3)

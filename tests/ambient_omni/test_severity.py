@@ -3,7 +3,14 @@ import pytest
 import torch
 
 from ambient_omni import rng
-from ambient_omni.classifier.severity import CHAIN_LENGTH, order_loss, plant_chains
+from ambient_omni.classifier.severity import (
+    CHAIN_LENGTH,
+    Plantable,
+    kinds_in_turn,
+    order_loss,
+    plant_chains,
+    plant_copies,
+)
 
 RANGES = {"gaussian_blur": (0.4, 3.0), "sensor_noise": (2.0, 70.0)}
 
@@ -20,9 +27,13 @@ class Pictures:
         return self.pixels[indices]
 
 
+def plain(pictures):
+    return Plantable(pictures, lambda pixels: pixels)
+
+
 def test_a_chain_begins_undamaged_and_only_gets_worse():
     pictures = Pictures(5)
-    chains = plant_chains(pictures, RANGES, count=40, seed=0, fold=0).astype(float)
+    chains = plant_chains(plain(pictures), RANGES, count=40, seed=0, fold=0).astype(float)
     assert chains.shape == (40, CHAIN_LENGTH, 16, 16, 3)
     first = chains[:, 0]
     assert all((first[i] == pictures.pixels).all(axis=(1, 2, 3)).any() for i in range(40))
@@ -32,10 +43,35 @@ def test_a_chain_begins_undamaged_and_only_gets_worse():
 
 def test_chains_are_addressed_by_seed_and_fold():
     one, again, other = (
-        plant_chains(Pictures(5), RANGES, count=6, seed=0, fold=fold) for fold in (0, 0, 1)
+        plant_chains(plain(Pictures(5)), RANGES, count=6, seed=0, fold=fold) for fold in (0, 0, 1)
     )
     np.testing.assert_array_equal(one, again)
     assert (one != other).any()
+
+
+def test_chains_are_shown_as_the_classifier_sees_images():
+    halves = Plantable(Pictures(5), lambda pixels: pixels[:, ::2, ::2, 0].astype(np.float16))
+    chains = plant_chains(halves, RANGES, count=4, seed=0, fold=0)
+    pixels = plant_chains(plain(Pictures(5)), RANGES, count=4, seed=0, fold=0)
+    np.testing.assert_array_equal(chains, pixels[:, :, ::2, ::2, 0])
+
+
+def test_a_kind_named_with_more_weight_stands_in_more_chains():
+    assert kinds_in_turn(RANGES, {"sensor_noise": 2}) == [
+        "gaussian_blur",
+        "sensor_noise",
+        "sensor_noise",
+    ]
+
+
+def test_damaged_copies_are_of_the_images_they_name():
+    pictures = Pictures(5)
+    blur = {"gaussian_blur": (0.3, 0.4)}
+    rows, chosen = plant_copies(plain(pictures), blur, count=7, seed=0, fold=0)
+    away = np.abs(rows[:, None].astype(float) - pictures.pixels).mean(axis=(2, 3, 4))
+    assert len(rows) == 7
+    np.testing.assert_array_equal(away.argmin(axis=1), chosen)
+    assert (away.min(axis=1) > 0).all()
 
 
 def test_a_chain_whose_logits_fall_by_the_margin_costs_nothing():

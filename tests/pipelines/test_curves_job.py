@@ -12,6 +12,7 @@ from ambient_omni.classifier.calibration import Calibration
 from ambient_omni.classifier.config import GridConfig, annotator_id
 from ambient_omni.classifier.network import NoiseClassifierNetwork
 from ambient_omni.classifier.noise_classifier import ClassifierConfig, load
+from ambient_omni.classifier.view import View
 from ambient_omni.data.packs import PackMissing, to_x0
 from ambient_omni.data.transforms import Transform
 from pipelines.batches import image_tasks, open_batch
@@ -40,7 +41,7 @@ def store_classifier(root, classifier_id="c1"):
         file = root.classifiers / classifier_id / classifier_module.fold_file(number)
         classifier_module.save_network(network, file)
     plain = Calibration(np.ones(levels), np.zeros(levels))
-    classifier_module.store(root, classifier_id, CONFIG, TRANSFORM, [plain] * count, {})
+    classifier_module.store(root, classifier_id, CONFIG, View(TRANSFORM), [plain] * count, {})
     per_level = ("balanced_accuracy", "tv_lower_bound", "tv_standard_error")
     row = dict.fromkeys(contract("noise_classifiers").names) | {
         "reference_set": "trusted",
