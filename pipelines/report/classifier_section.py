@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ambient_omni.data.packs import PackSet
+from pipelines.measures import curves_slice
+from pipelines.pool_curves import EVERY_SOURCE, dataset_level, pool_curves
 from pipelines.report import plots
 from pipelines.report.gallery import GalleryImage, thumbnails
 from pipelines.report.pictures import Picture, classifier_plot, picture
@@ -17,6 +20,7 @@ from schemas.errors import TableMissing
 from schemas.root import Root
 
 NUM_CROSSING_CURVES = 4
+DEFAULT_TAU = 0.45  # where the main policy reads no threshold
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,16 @@ class Control:
 
 @dataclass(frozen=True)
 class ClassifierSection:
-    """Everything of one classifier. `tau` is None where the main policy reads no threshold."""
+    """Everything of one classifier. `tau` is None where the main policy reads no threshold.
+
+    `sources` is one curve a source of the pool, and a sentence with the level of each; None where
+    none was graded.
+    """
 
     question: str
     num_folds: int
     plot: Picture
+    sources: Picture | None
     tau: float | None
     curves: list[Curve]
     controls: list[Control]
@@ -73,11 +82,38 @@ def classifier_section(
         row["question"].replace("_", " "),
         row["num_folds"],
         classifier_plot(row),
+        _sources(root, classifier_id, [p.batch for p in pack.packs], tau),
         tau,
         _curves(root, row, tau, pool, pack, truth_words),
         _controls(control),
         control.get("bar"),
     )
+
+
+def _sources(
+    root: Root, classifier_id: str, batches: Sequence[str], tau: float | None
+) -> Picture | None:
+    """Draw the mean curve of every source of the batches that were graded."""
+    curves, levels = {}, []
+    for batch in batches:
+        where = curves_slice(classifier_id, batch)
+        if root.tables.fingerprint("noise_curves", where) is None:
+            continue
+        table = pool_curves(root, batch, classifier_id)
+        for source in pc.unique(table["source"]).to_pylist():
+            rows = table.filter(pc.equal(table["source"], source))
+            name = "all" if source == EVERY_SOURCE else str(source)
+            name = name if len(batches) == 1 else f"{batch}: {name}"
+            sigmas, logits, errors = (
+                rows[c].to_numpy() for c in ("sigma", "mean_logit", "standard_error")
+            )
+            level = dataset_level(logits, sigmas, DEFAULT_TAU if tau is None else tau)
+            curves[name] = (sigmas, logits, errors)
+            levels.append(f"{name}: {'never' if level is None else f'{level:.2g}'}")
+    if not curves:
+        return None
+    words = f"Level from which on the mean curve of a source passes τ: {'; '.join(levels)}"
+    return picture(plots.mean_curves(curves, tau=tau), words)
 
 
 def _tau(root: Root, policy_id: str) -> float | None:

@@ -1,6 +1,6 @@
 """Plots as PNG bytes from plain arrays: the report's, and the orchestrator's metadata previews."""
 
-from pipelines.report.drawing.classifier import probability_curve, tv_bound
+from pipelines.report.drawing.classifier import mean_curves, probability_curve, tv_bound
 from pipelines.report.drawing.levels import effective_samples, severity_medians, sigma_min_cdf
 from pipelines.report.drawing.mosaic import encode, mosaic
 from pipelines.report.drawing.scores import score_against_level, score_histogram
@@ -13,6 +13,7 @@ __all__ = [
     "effective_samples",
     "encode",
     "heldout_difference",
+    "mean_curves",
     "mosaic",
     "probability_curve",
     "score_against_level",

@@ -415,6 +415,8 @@ def test_the_classifier_shows_its_control_and_curves(built):
     assert "0.80 ± 0.10" in page.text
     curves = [a for a in page.all("img") if a["alt"].startswith("P(trusted)")]
     assert {a["alt"].split(": ")[1] for a in curves} >= {"every level", "never"}
+    (whole,) = [a for a in page.all("img") if "mean curve of a source" in a["alt"]]
+    assert "all: " in whole["alt"]
 
 
 def test_without_truth_and_classifier_their_sections_are_left_out(root, made):

@@ -1,5 +1,7 @@
 """Plots of the noise classifier. Shape: L noise levels."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike, NDArray
@@ -108,6 +110,40 @@ def probability_curve(
         )
     if sigma_min is not None and sigma_min > 0:
         _mark_level(axes, sigma_min, theme)
+    return png(figure)
+
+
+def mean_curves(
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]],
+    *,
+    tau: float | None,
+    title: str = "What it says of each source as a whole",
+    theme: Theme = LIGHT,
+) -> bytes:
+    """Draw P(trusted) at the mean logit of each source over noise levels, with its 95 % band.
+
+    Args:
+        curves: by source (sigmas, mean logits, standard errors over images), each (L,).
+        tau: the threshold; none draws no line.
+        title: above the plot.
+        theme: colours.
+
+    Returns:
+        PNG bytes.
+    """
+    figure, axes = panel(theme, title=title, xlabel=SIGMA_LABEL, ylabel="P(trusted)")
+    for place, (name, values) in enumerate(curves.items()):
+        x, y, e = (np.asarray(v, np.float64) for v in values)
+        colour = theme.series[place % len(theme.series)]
+        band = (_sigmoid(y - BAND * e), _sigmoid(y + BAND * e))
+        axes.fill_between(x, *band, color=colour, alpha=0.18, lw=0)
+        axes.plot(x, _sigmoid(y), color=colour, linewidth=1.8, label=name)
+        log_sigma_axis(axes, x[0], x[-1])
+    axes.set_ylim(0, 1)
+    percent_axis(axes)
+    if tau is not None:
+        axes.axhline(tau, color=theme.text, linewidth=1, linestyle=(0, (4, 3)))
+    axes.legend(frameon=False, fontsize=TEXT_POINTS - 1, labelcolor=theme.text)
     return png(figure)
 
 
