@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.dedup.components import clusters_of
+from schemas.errors import BadInput
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -24,7 +25,16 @@ _VECTORS_AT_ONCE = 512
 
 
 def parquet(spark: "SparkSession", files: Sequence[str], columns: Sequence[str]) -> "DataFrame":
-    """Read columns of a snapshot's data files; none of them a partition column."""
+    """Read columns of a snapshot's data files; none of them a partition column.
+
+    Raises:
+        BadInput: the tables lie on an object store.
+    """
+    if any("://" in file for file in files):
+        raise BadInput(
+            "dedup reads tables by Spark's own reader, which needs them in a folder; copy this "
+            "root's tables into one"
+        )
     return spark.read.parquet(*files).select(*columns)
 
 

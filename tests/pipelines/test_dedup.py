@@ -16,7 +16,7 @@ from pipelines.dedup.components import clusters_of
 from pipelines.encoders import EncoderConfig
 from pipelines.jobs.dedup import Exact, Perceptual, Semantic, dedup
 from pipelines.jobs.score import ScoreConfig, score
-from schemas.errors import TableMissing
+from schemas.errors import BadInput, TableMissing
 from schemas.registry import contract
 from tests.conftest import png_bytes, tiny_images
 
@@ -129,3 +129,8 @@ def test_semantic_duplicates_need_embeddings_of_every_batch(filled):
 def test_nothing_ingested_is_a_clear_error(root):
     with pytest.raises(TableMissing, match="run ingest first"):
         dedup(root, Exact())
+
+
+def test_tables_on_an_object_store_are_refused_with_what_to_do():
+    with pytest.raises(BadInput, match="needs them in a folder"):
+        near.parquet(None, ["s3://bucket/x.parquet"], ["sample_row"])

@@ -13,6 +13,7 @@ from pipelines.slices import Target, run_slices
 from pipelines.spark import MASTER_VARIABLE, SparkSettings, TasksFailed, get_session, run_tasks
 from schemas.errors import BadInput, ContractViolation
 from schemas.registry import contract
+from schemas.root import Root
 
 SLICE = {"reference_set": "trusted"}
 
@@ -165,6 +166,22 @@ def test_receipts_of_files_that_are_gone_or_of_other_take_downs_do_not_count(roo
 def exclude_something(root):
     row = {"sample_id": "0" * 64, "excluded_at": datetime.now(UTC), "why": "asked"}
     root.tables.upsert("exclusions", contract("exclusions").table([row]), job="tests")
+
+
+def test_executors_write_to_an_object_store_and_the_driver_commits_once(
+    spark, tmp_path, object_store
+):
+    root = Root.create(tmp_path / "r", tables=f"{object_store}/spark")
+    own = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+    def work(task, writers):
+        os.environ.update(own)  # executors know the store from an environment of their own
+        return write_ten(task, writers)
+
+    assert run(root, [0, 1, 2], work).written == 30
+    assert stored(root) == list(range(30))
+    assert root.tables.version("reference_sets") == 0
+    assert run(root, [0, 1, 2], work).commits == {}
 
 
 def test_a_worker_that_is_killed_is_tried_again_and_counts_once(spark, root, tmp_path):
