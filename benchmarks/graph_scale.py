@@ -79,7 +79,7 @@ def load_time() -> None:
         better="lower",
         compared_with=f"import dagster alone, {statistics.median(own):.2f} s",
         spread=f"median of {ROUNDS} pairs, {min(added):.2f} .. {max(added):.2f}",
-        note="importing waits for nothing, so wall time on a quiet machine is the same; no torch, "
+        note="processor time, since wall time says more of what else the machine does; no torch, "
         "no Spark, no JVM, no network",
         packages=PACKAGES,
     )
