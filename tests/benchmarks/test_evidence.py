@@ -9,7 +9,7 @@ from PIL import Image
 
 from ambient_omni import rng
 from benchmarks.evidence import images, plan, report, results, run, tasks
-from benchmarks.evidence.cells import Cell, Form, Problem, Task
+from benchmarks.evidence.cells import FOREIGN, Cell, Form, Problem, Task
 from benchmarks.evidence.groups import Group, above_and_below, images_needed
 from benchmarks.evidence.results import Row, Study, gap_closed, interval, paired_by_photo
 from benchmarks.evidence.store import Store
@@ -46,6 +46,7 @@ FORM = Form.model_validate(
         },
         "samples": {"num_images": 16, "num_steps": 2, "solver": "euler"},
         "feature_side": 32,
+        "num_crops": 256,
     }
 )
 
@@ -61,6 +62,7 @@ def photographs(tmp_path_factory):
         )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(images, "landscapes", lambda: folder)
+        patch.setattr(images, "_drawings", _drawings)
         cache = tmp_path_factory.mktemp("images")
         patch.setattr(images, "cache_folder", lambda _: cache)
         for cached in (images._all, images.split_of):
@@ -68,6 +70,12 @@ def photographs(tmp_path_factory):
         yield
         for cached in (images._all, images.split_of):
             cached.cache_clear()
+
+
+def _drawings():
+    for number in range(150):
+        flat = rng.generator(0, "drawing", number).integers(0, 256, 3, dtype=np.uint8)
+        yield f"drawing{number}", f"base{number // 2}", np.tile(flat, (16, 16, 1))
 
 
 # -- names -------------------------------------------------------------------------------------
@@ -215,6 +223,17 @@ def test_the_pilot_and_the_sample_size_rule_decide_from_what_is_stored(finished)
     assert len(chosen) == len(FORM.training.check_sigmas)
     half = finished.facts(Task.of("train", Cell.of(PROBLEM, "best_half")), FORM)["levels"]
     assert half["share_everywhere"] == half["share_never"] == 0.5
+
+
+def test_foreign_images_get_windows_and_never_a_floor(finished):
+    problem = PROBLEM.model_copy(update={"damage": FOREIGN, "severity": 0.0})
+    task = Task.of("train", Cell.of(problem, "windows"))
+    _compute(task, finished)
+    found = finished.facts(task, FORM)["levels"]
+    assert found["share_never"] == 1
+    sigma_max = finished.arrays(Task.of("windows", task.cell), FORM)["sigma_max"]
+    assert sigma_max.shape == (32,)
+    assert found["share_with_window"] == (sigma_max > 0).mean()
 
 
 def test_what_was_computed_is_not_computed_again(finished, monkeypatch):
