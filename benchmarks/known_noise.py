@@ -50,8 +50,6 @@ _UP_TO = ClassifierConfig.model_validate(
 )
 _GAUSSIAN = _UP_TO.model_copy(
     update={
-        "num_images": 90_000,
-        "ema_decay": 0.998,
         "sigma_low": 0.1,
         "sigma_high": 3.0,
         "num_levels": 24,
