@@ -45,7 +45,11 @@ class Served:
         command = [sys.executable, "-m", "dagster_project.cli", "ui", "--root", str(self.root)]
         self.process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.PIPE)
         self.page = Page(f"http://127.0.0.1:{port}")
-        self.page.wait(self.process)
+        try:
+            self.page.wait(self.process)
+        except BaseException:
+            self.kill()  # nobody else knows of it yet
+            raise
 
     def kill(self):
         """As a power cut would: everything at once, nobody is asked."""
