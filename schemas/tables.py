@@ -354,6 +354,8 @@ class Tables:
         delta.create_write_transaction(
             list(actions), "append", schema, parts, commit_properties=properties
         )
+        # On an object store delta-rs leaves the handle at the version before.
+        delta.update_incremental()
         return int(delta.version())
 
     def _retry(

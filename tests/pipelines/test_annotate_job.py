@@ -57,6 +57,7 @@ def put_curves(root, batch, logits, noise_space=SPACE):
             "ingest_batch": [batch] * count,
             "classifier_id": ["c1"] * count,
             "fold": [0] * count,
+            "annotator_id": ["a1"] * count,
             "evaluations": [16] * count,
             "logits": [list(row) for row in logits],
             "logit_standard_error": [[0.01] * len(SIGMAS)] * count,

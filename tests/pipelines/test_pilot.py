@@ -49,6 +49,7 @@ def put_curves(root, batch, logits):
             "ingest_batch": [batch] * len(rows),
             "classifier_id": ["c1"] * len(rows),
             "fold": [0] * len(rows),
+            "annotator_id": ["a1"] * len(rows),
             "evaluations": [16] * len(rows),
             "logits": [list(logits)] * len(rows),
             "logit_standard_error": [[0.01] * len(SIGMAS)] * len(rows),
