@@ -42,6 +42,11 @@ logger.tasks.level = off
 logger.executor.name = org.apache.spark.executor.Executor
 logger.executor.level = off
 """
+# How a Python worker ends that Spark closed because it was idle; the traceback of anything else
+# goes through.
+_IDLE_FRAME = re.compile(
+    r"Traceback \(most recent call last\):$|  File .*pyspark/daemon\.py\", line"
+)
 _HARMLESS = re.compile(
     r"^(WARNING: (Using incubator modules|package sun\.security\.action not in java\.base"
     r"|A (restricted|terminally deprecated) method|java\.lang\.System::load|Use --enable-native"
@@ -159,10 +164,20 @@ def _quiet_gateway(conf: Any) -> Any:
 
 
 def _forward(stream: Any) -> None:
+    held: list[str] = []
     for line in iter(stream.readline, b""):
         text = line.decode(errors="replace")
+        if _IDLE_FRAME.match(text):
+            held.append(text)
+            continue
+        if held and text.startswith("BrokenPipeError"):
+            held.clear()
+            continue
         if not _HARMLESS.match(text):
-            sys.stderr.write(text)
+            held.append(text)
+        sys.stderr.write("".join(held))
+        held.clear()
+    sys.stderr.write("".join(held))
 
 
 def _usable_cores() -> int:

@@ -1,3 +1,4 @@
+import io
 import os
 import signal
 import subprocess
@@ -10,7 +11,14 @@ import pytest
 
 from pipelines.receipts import Done, Receipts
 from pipelines.slices import Target, run_slices
-from pipelines.spark import MASTER_VARIABLE, SparkSettings, TasksFailed, get_session, run_tasks
+from pipelines.spark import (
+    MASTER_VARIABLE,
+    SparkSettings,
+    TasksFailed,
+    _forward,
+    get_session,
+    run_tasks,
+)
 from schemas.errors import BadInput, ContractViolation
 from schemas.registry import contract
 from schemas.root import Root
@@ -243,3 +251,20 @@ def test_spark_submit_keeps_its_own_settings(tmp_path):
     )
     assert "master local[1]" in run.stdout, run.stderr
     assert "sum 3" in run.stdout
+
+
+@pytest.mark.parametrize("ending", ["BrokenPipeError: [Errno 32] Broken pipe", "ValueError: real"])
+def test_only_the_end_of_idle_workers_is_kept_from_people(capsys, ending):
+    head = "Traceback (most recent call last):"
+    frames = [f'  File "/x/pyspark.zip/pyspark/daemon.py", line {n}, in worker' for n in (264, 95)]
+    # Two workers that end at once print line by line.
+    lines = ["before", head, head, *frames, ending, *frames, ending, "after"]
+    _forward(io.BytesIO("".join(f"{line}\n" for line in lines).encode()))
+    kept = ["before", "after"] if "Broken" in ending else lines
+    assert capsys.readouterr().err.splitlines() == kept
+
+
+def test_tracebacks_of_tasks_go_through_whole(capsys):
+    text = 'Traceback (most recent call last):\n  File "/x/ours.py", line 1\nBrokenPipeError: a\n'
+    _forward(io.BytesIO(text.encode()))
+    assert capsys.readouterr().err == text
