@@ -66,12 +66,12 @@ def install() -> None:
 
 
 def _declare(folders: Sequence[Path]) -> None:
-    import torch
+    from torch import library as operators
 
     if _kept or any(_loads(file) for folder in folders for file in folder.glob("_C*.so")):
         return
-    torch_library: Any = torch.library
-    library = torch_library.Library(_NAME, "DEF")
+    define: Any = operators.Library
+    library = define(_NAME, "DEF")
     for operator in _MISSING_OPERATORS:
         library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _kept.append(library)

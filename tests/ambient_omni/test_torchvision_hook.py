@@ -9,8 +9,8 @@ import pytest
 
 # What torchvision does on import: a fake kernel for an operator that its compiled part declares.
 FOREIGN_BUILD = """
-import torch
-torch.library.register_fake("torchvision::nms")(lambda dets, scores, iou_threshold: dets)
+from torch import library
+library.register_fake("torchvision::nms")(lambda dets, scores, iou_threshold: dets)
 transforms = "whole"
 """
 
