@@ -56,7 +56,7 @@ def policies_of(
         root: where the measurements are.
         request: the batches.
         recipe: the arms.
-        make: run what a rule measures by training (pilots, crop classifiers) if it is missing.
+        make: run what a rule measures by training on the way (pilots) if it is missing.
 
     Raises:
         TableMissing: a policy reads a classifier, scores or trainings that are not there yet.

@@ -21,6 +21,8 @@ from dagster_project.defs import (
     sensors,
     train,
     training_jobs,
+    window_checks,
+    windows,
 )
 from dagster_project.defs.project import RECIPE_VARIABLE, ROOT_VARIABLE, Project
 from dagster_project.defs.specs import complete
@@ -38,10 +40,10 @@ def build_definitions(project: Project) -> dg.Definitions:
             # Unlike other loaders, this one may meet source assets: there are none.
             cast(
                 Sequence[dg.AssetsDefinition],
-                dg.load_assets_from_modules([ingest, curate, annotate, train, evaluate]),
+                dg.load_assets_from_modules([ingest, curate, annotate, windows, train, evaluate]),
             ),
         ),
-        asset_checks=dg.load_asset_checks_from_modules([checks]),
+        asset_checks=dg.load_asset_checks_from_modules([checks, window_checks]),
         jobs=[
             jobs.new_batch,
             jobs.rescore,

@@ -14,6 +14,7 @@ SOURCES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "embeddings": ("samples", "samples", BYTES),
     "ood_scores": ("embeddings", "embeddings", ("embedding",)),
     "noise_curves": ("training_pack", "samples", BYTES),
+    "crop_scores": ("training_pack", "samples", BYTES),
     "noise_annotations": ("noise_curves", "noise_curves", ("logits", "logit_standard_error")),
 }
 _MADE = {
@@ -21,8 +22,11 @@ _MADE = {
     "embeddings": ("embedding",),
     "ood_scores": ("mahalanobis", "knn_distance"),
     "noise_curves": ("logits", "logit_standard_error"),
+    "crop_scores": ("mean_probability", "standard_error"),
     "noise_annotations": ("sigma_min", "slope", "sigma_min_standard_error_octaves", "reason"),
 }
+# Columns that are made from another asset than the rest of their table.
+BESIDES = {"noise_annotations": {"sigma_max": ("crop_scores", "mean_probability")}}
 
 
 def column_lineage(table: str) -> dg.TableColumnLineage | None:
@@ -34,6 +38,8 @@ def column_lineage(table: str) -> dg.TableColumnLineage | None:
     deps = {name: [_dep(asset, name)] for name in KEYS if {name} <= _names(wanted) & _names(above)}
     for name in _MADE.get(table) or _floats(wanted):
         deps[name] = [_dep(asset, column) for column in made_from]
+    for name, (other, column) in BESIDES.get(table, {}).items():
+        deps[name] = [_dep(other, column)]
     return dg.TableColumnLineage(deps_by_column=deps)
 
 

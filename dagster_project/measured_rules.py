@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from dagster_project.recipe import Recipe
 from dagster_project.request import Request
 from dagster_project.rules import PilotRule, SampleSizeRule, WindowRule
+from dagster_project.windows import id_of
 from pipelines.freezing import freeze_crop_window, freeze_sample_size
 from pipelines.pilot.config import PilotConfig
 from pipelines.policies import (
@@ -20,7 +21,6 @@ from pipelines.policies import (
     register,
 )
 from schemas.errors import TableMissing
-from schemas.reference_sets import TRUSTED
 from schemas.root import Root, write_json
 
 _NOT_YET = "arm {arm!r}: {what} were not run yet; they run with the annotations"
@@ -120,32 +120,17 @@ def pilot_config(place: Place, rule: PilotRule, classifier_id: str) -> PilotConf
 def window(
     place: Place, rule: WindowRule, floor: FixedPerSource | ClassifierThreshold
 ) -> CropWindow:
-    """Return the windows that were measured before, or measure them, and grade the pool's crops.
+    """Return the windows that were measured for the arm.
 
     Raises:
-        TableMissing: they were not measured, and this is no time to.
+        TableMissing: they were not measured yet.
     """
-    from ambient_omni.windows.config import WindowsJob
-    from pipelines.jobs.windows import crops, windows
-
-    settings = rule.model_dump(mode="json", exclude={"epsilon", "floor"})
-    settings |= {"noise_space": floor.noise_space}
-    file = place.root.work / "windows" / f"arm-{place.arm}.json"
-    known = json.loads(file.read_text()) if file.exists() else None
-    if known is None or known["settings"] != settings:
-        place.require_make("its crop classifiers")
-        job = WindowsJob(
-            foreign_batches=place.request.of_role("pool"),
-            reference_set=TRUSTED,
-            transform=place.recipe.transform,
-            crops=rule.crops,
-            receptive_field=rule.receptive_field,
-        )
-        ids = dict(note.split() for note in windows(place.root, job).notes)
-        known = {"settings": settings, "ids": ids}
-        write_json(file, known)
-    ids = known["ids"]
-    if place.make:
-        for batch in place.request.of_role("pool"):
-            crops(place.root, batch, ids["crop_classifier_id"])
-    return freeze_crop_window(place.root, **ids, floor=floor, epsilon=rule.epsilon, name=place.arm)
+    where = place.root, place.recipe, place.arm
+    return freeze_crop_window(
+        place.root,
+        crop_classifier_id=id_of(*where, "crop_classifier"),
+        receptive_field_id=id_of(*where, "receptive_field"),
+        floor=floor,
+        epsilon=rule.epsilon,
+        name=place.arm,
+    )

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -17,13 +17,9 @@ from PIL import Image
 from ambient_omni.data.packs import Pack
 from ambient_omni.data.transforms import Transform
 from dagster_project.bands import BANDS
-from dagster_project.describe import picture, pictures_below, plain_table
-from schemas.errors import AmbientOmniError
+from dagster_project.describe import picture
 from schemas.registry import contract
 from schemas.root import Root
-
-if TYPE_CHECKING:
-    from pipelines.policies import AnyPolicy, CropWindow
 
 Metadata = dict[str, Any]
 
@@ -46,15 +42,14 @@ def score_pictures(root: Root, table: str, batch: str) -> Metadata:
 
     wanted, names = contract(table), _HISTOGRAMS.get(table, ())
     rows = root.tables.read(table, ["sample_row", *names], {"ingest_batch": batch})
-    rows = _with_source(root, rows, batch)
+    rows = with_source(root, rows, batch)
     borders = _borders(root)
     found: Metadata = {}
     for name in names:
         column = rows.filter(pc.is_valid(rows[name]))
         if column.num_rows:
-            by_source = _by_source(column, name)
             png = score_histogram(
-                by_source,
+                by_source(column, name),
                 name=name,
                 unit=wanted.column(name).unit,
                 thresholds=borders.get(name, ()),
@@ -130,38 +125,9 @@ def level_pictures(root: Root, batch: str, policies: Mapping[str, str]) -> Metad
         where = {"policy_id": policy_id, "ingest_batch": batch}
         rows = root.tables.read("noise_annotations", ["sample_row", "sigma_min"], where)
         if rows.num_rows and len(pc.unique(rows["sigma_min"])) > 1:
-            by_source = _by_source(_with_source(root, rows, batch), "sigma_min")
-            found[f"levels_{name}"] = picture(sigma_min_cdf(by_source), f"levels under {name}")
+            levels = by_source(with_source(root, rows, batch), "sigma_min")
+            found[f"levels_{name}"] = picture(sigma_min_cdf(levels), f"levels under {name}")
     return found
-
-
-def crop_pictures(root: Root, batch: str, policies: Mapping[str, "AnyPolicy"]) -> Metadata:
-    """Return, per rule of windows, what its crops say of some images and its table of windows."""
-    from pipelines.policies import CropWindow
-
-    found: Metadata = {}
-    for name, policy in policies.items():
-        if not isinstance(policy, CropWindow):
-            continue
-        sizes = zip(policy.sizes, policy.sigma_max, strict=True)
-        rows = [{"side of the crops": size, "usable below sigma": level} for size, level in sizes]
-        found[f"windows_{name}"] = dg.MetadataValue.md(plain_table(rows))
-        if can_draw():
-            found |= _crop_maps(root, batch, name, policy)
-    return found
-
-
-def _crop_maps(root: Root, batch: str, name: str, policy: "CropWindow") -> Metadata:
-    from pipelines.jobs.windows import pictured
-
-    size = policy.sizes[len(policy.sizes) // 2]
-    try:
-        maps = pictured(root, batch, policy.crop_classifier_id, size)
-    except AmbientOmniError:  # a picture must not fail what it illustrates
-        return {}
-    if not maps or sum(map(len, maps)) > MAX_PICTURE_BYTES:
-        return {}
-    return {f"crop_maps_{name}": pictures_below(maps, f"crops of side {size} of {batch}")}
 
 
 def run_pictures(root: Root, run_id: str) -> Metadata:
@@ -233,12 +199,14 @@ def _metric(folder: Path, name: str) -> tuple[list[float], list[float]]:
     return seen, values
 
 
-def _with_source(root: Root, rows: pa.Table, batch: str) -> pa.Table:
+def with_source(root: Root, rows: pa.Table, batch: str) -> pa.Table:
+    """Return rows of a batch with the column `source` beside them."""
     sources = root.tables.read("samples", ["sample_row", "source"], {"ingest_batch": batch})
     return rows.join(sources, "sample_row", join_type="inner")
 
 
-def _by_source(rows: pa.Table, column: str) -> dict[str, np.ndarray]:
+def by_source(rows: pa.Table, column: str) -> dict[str, np.ndarray]:
+    """Return a column's values, source by source."""
     names: Sequence[str] = sorted(pc.unique(rows["source"]).to_pylist())
     return {name: rows.filter(pc.equal(rows["source"], name))[column].to_numpy() for name in names}
 

@@ -7,7 +7,7 @@
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -116,6 +116,10 @@ class Request(BaseModel):
         """
         return tuple(b.name for b in self.batches if b.role in roles and not self.is_held(b.name))
 
+    def has_rule(self, kind: str) -> bool:
+        """Say whether an arm of the recipe has a rule of this kind; cheap."""
+        return has_rule(self.recipe, kind)
+
     def is_held(self, batch: str) -> bool:
         """Say whether a batch is held back from all that follows it."""
         verdict = self.verdicts.get(batch)
@@ -172,6 +176,11 @@ class Request(BaseModel):
                     f"{batch.source} another name with --source-name, or take another --root"
                 )
         return self.model_copy(update={"batches": tuple(known.values())})
+
+
+def has_rule(recipe: Mapping[str, Any], kind: str) -> bool:
+    """Say whether an arm of a recipe's plain values has a rule of this kind."""
+    return any(rule.get("kind") == kind for rule in recipe.get("arms", {}).values())
 
 
 def change_request(root: Root, change: Callable[[Request], Request]) -> Request:

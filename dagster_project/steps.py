@@ -9,6 +9,7 @@ from schemas.errors import BadInput
 
 ARM = "arm"
 INGEST_BATCH = "ingest_batch"
+WINDOWS = "crop_window"
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Step:
         assets: keys of the assets.
         roles: of the batches it runs on, one partition each; empty: it is not about batches.
         per_arm: it has one partition per arm of the comparison.
+        only_for: kind of rule that it serves; without an arm of that kind there is nothing to do.
     """
 
     name: str
@@ -28,9 +30,15 @@ class Step:
     assets: tuple[str, ...]
     roles: tuple[Role, ...] = ()
     per_arm: bool = False
+    only_for: str | None = None
 
     def partitions(self, request: Request, arms: Sequence[str]) -> tuple[str | None, ...]:
-        """Return the partition keys to materialize; one None for an unpartitioned step."""
+        """Return the partition keys to materialize; one None for an unpartitioned step.
+
+        None at all for a step that no rule of the recipe asks for.
+        """
+        if self.only_for is not None and not request.has_rule(self.only_for):
+            return ()
         if self.roles:
             return request.of_role(*self.roles)
         return tuple(arms) if self.per_arm else (None,)
@@ -44,6 +52,9 @@ STEPS = (
     Step("pack", "pack", ("training_pack",), ("reference", "evaluation", "pool")),
     Step("classifier", "noise classifier", ("noise_classifier",)),
     Step("curves", "noise curves", ("noise_curves",), ("pool",)),
+    Step("windows", "crop classifier", ("crop_classifier",), only_for=WINDOWS),
+    Step("context", "receptive field", ("receptive_field",), only_for=WINDOWS),
+    Step("crops", "crop scores", ("crop_scores",), ("pool",), only_for=WINDOWS),
     Step("annotate", "annotations", ("noise_annotations",), ("reference", "pool")),
     Step("train", "training", ("trained_models",), per_arm=True),
     Step("evaluate", "evaluation", ("heldout_evaluation",), per_arm=True),

@@ -77,7 +77,13 @@ def noise_curves(context: dg.AssetExecutionContext, project: Project) -> Result:
 
 @dg.asset(
     partitions_def=INGEST_BATCHES,
-    deps=[same_batch("noise_curves"), same_batch("quality_scores"), "reference_sets"],
+    deps=[
+        same_batch("noise_curves"),
+        same_batch("quality_scores"),
+        same_batch("crop_scores"),
+        "receptive_field",
+        "reference_sets",
+    ],
     group_name="annotate",
     kinds={"numpy", "deltalake"},
     description=(
@@ -90,7 +96,8 @@ def noise_annotations(context: dg.AssetExecutionContext, project: Project) -> Re
     """Apply every policy of the recipe to one batch."""
     from dagster_project.arms import policies_of
     from dagster_project.galleries import level_gallery
-    from dagster_project.pictures import band_picture, crop_pictures, level_pictures
+    from dagster_project.pictures import band_picture, level_pictures
+    from dagster_project.window_pictures import window_pictures
     from pipelines.jobs.annotate import annotate
 
     root, request, batch = project.root, project.request, context.partition_key
@@ -106,7 +113,7 @@ def noise_annotations(context: dg.AssetExecutionContext, project: Project) -> Re
         "line": f"{line_of(reports[recipe.main_arm])} under each of {len(ids)} policies",
         **level_pictures(root, batch, ids),
         **band_picture(root, batch, ids),
-        **crop_pictures(root, batch, policies),
+        **window_pictures(root, batch, policies),
         **level_gallery(root, recipe.transform, batch, ids[recipe.main_arm]),
     }
     return job_result(root, reports[recipe.main_arm], "noise_annotations", main, more=more)

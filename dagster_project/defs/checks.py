@@ -37,7 +37,7 @@ def every_attempt_is_accounted_for(
     problem = _named(lost, "attempts without a sample") or _named(
         unexplained, "samples without an attempt"
     )
-    return _result(problem, {"attempts": len(attempts), "samples": len(samples)})
+    return result(problem, {"attempts": len(attempts), "samples": len(samples)})
 
 
 @dg.asset_check(
@@ -51,7 +51,7 @@ def every_sample_is_scored(
     """Compare `samples` with the scores of each pack of the recipe."""
     batch = context.partition_key
     tables = [f"scores/{name}" for name in project.request.full_recipe.scores.packs]
-    return _first_failure([_covers(project.root, table, batch) for table in tables])
+    return first_failure([covers(project.root, table, batch) for table in tables])
 
 
 @dg.asset_check(
@@ -67,8 +67,10 @@ def every_sample_is_annotated(
     rows = root.tables.read("noise_annotations", ["policy_id"], {"ingest_batch": batch})
     policies = pc.unique(rows["policy_id"]).to_pylist()
     if not policies:
-        return _result(f"batch {batch} has no annotation under any policy", {})
-    return _first_failure([_covers(root, "noise_annotations", batch, p) for p in policies])
+        return result(f"batch {batch} has no annotation under any policy", {})
+    return first_failure(
+        [covers(root, "noise_annotations", batch, {"policy_id": p}) for p in policies]
+    )
 
 
 @dg.asset_check(
@@ -84,7 +86,7 @@ def held_out_images_are_not_trusted(project: Project) -> dg.AssetCheckResult:
     trusted, held_out = sample_ids_of(root, [TRUSTED]), sample_ids_of(root, HELD_OUT)
     both = sorted(trusted & held_out)
     problem = f"{len(both)} trusted images are held out: {both[:_NUM_NAMED]}" if both else ""
-    return _result(problem, {"trusted": len(trusted), "held_out": len(held_out)})
+    return result(problem, {"trusted": len(trusted), "held_out": len(held_out)})
 
 
 @dg.asset_check(
@@ -98,8 +100,8 @@ def scores_fulfil_their_contract(
     """Hold the batch's rows against the contract once more, as they are read."""
     batch = context.partition_key
     tables = [f"scores/{name}" for name in project.request.full_recipe.scores.packs]
-    results = [_fulfils(project.root, table, batch, _unexplained_nulls) for table in tables]
-    return _first_failure(results)
+    results = [fulfils(project.root, table, batch, _unexplained_nulls) for table in tables]
+    return first_failure(results)
 
 
 @dg.asset_check(
@@ -111,7 +113,7 @@ def distances_fulfil_their_contract(
     context: dg.AssetCheckExecutionContext, project: Project
 ) -> dg.AssetCheckResult:
     """Hold the batch's rows against the contract once more, as they are read."""
-    return _fulfils(project.root, "ood_scores", context.partition_key, _unexplained_nulls)
+    return fulfils(project.root, "ood_scores", context.partition_key, _unexplained_nulls)
 
 
 @dg.asset_check(
@@ -123,7 +125,7 @@ def annotations_fulfil_their_contract(
     context: dg.AssetCheckExecutionContext, project: Project
 ) -> dg.AssetCheckResult:
     """Hold the batch's rows against the contract once more, as they are read."""
-    return _fulfils(project.root, "noise_annotations", context.partition_key)
+    return fulfils(project.root, "noise_annotations", context.partition_key)
 
 
 @dg.asset_check(
@@ -178,8 +180,8 @@ def classifier_is_valid(project: Project) -> dg.AssetCheckResult:
     name, accuracy = row["classifier_id"], row["balanced_accuracy"]
     metadata = {"highest": max(accuracy), "lowest": min(accuracy)}
     if not control_passed(row):
-        return _result(f"classifier {name} did not find planted damage", metadata)
-    return _result(_outside_band(row), metadata, dg.AssetCheckSeverity.WARN)
+        return result(f"classifier {name} did not find planted damage", metadata)
+    return result(_outside_band(row), metadata, dg.AssetCheckSeverity.WARN)
 
 
 @dg.asset_check(
@@ -213,7 +215,7 @@ def curves_agree_with_the_search(
         "seconds": round(found.seconds, 2),
     }
     severity = dg.AssetCheckSeverity
-    return _result(problem, metadata, severity.ERROR if config.block else severity.WARN)
+    return result(problem, metadata, severity.ERROR if config.block else severity.WARN)
 
 
 def _outside_band(row: Mapping[str, Any]) -> str:
@@ -268,19 +270,20 @@ def _drift(project: Project, batch: str, levels_of: str | None) -> dg.AssetCheck
     )
 
 
-def _fulfils(
+def fulfils(
     root: Root,
     table: str,
     batch: str,
     more: Callable[[pa.Table], str] = lambda _: "",
 ) -> dg.AssetCheckResult:
+    """Hold a batch's rows against their contract."""
     rows = root.tables.read(table, where={"ingest_batch": batch})
     try:
         contract(table).validate(rows)
         problem = more(rows)
     except ContractViolation as error:
         problem = str(error)
-    return _result(problem, {"rows": rows.num_rows})
+    return result(problem, {"rows": rows.num_rows})
 
 
 def _unexplained_nulls(rows: pa.Table) -> str:
@@ -294,22 +297,24 @@ def _unexplained_nulls(rows: pa.Table) -> str:
     return ""
 
 
-def _first_failure(results: Sequence[dg.AssetCheckResult]) -> dg.AssetCheckResult:
-    return next((result for result in results if not result.passed), results[0])
+def first_failure(results: Sequence[dg.AssetCheckResult]) -> dg.AssetCheckResult:
+    """Return the first result that did not pass, else the first."""
+    return next((found for found in results if not found.passed), results[0])
 
 
-def _covers(
-    root: Root, table: str, batch: str, policy_id: str | None = None
+def covers(
+    root: Root, table: str, batch: str, under: Mapping[str, str] | None = None
 ) -> dg.AssetCheckResult:
+    """Look whether every sample of a batch has a row in a table, under a policy, say."""
     where = {"ingest_batch": batch}
     samples = root.tables.read("samples", ["sample_row"], where)["sample_row"]
-    if policy_id is not None:
-        where["policy_id"] = policy_id
-    rows = root.tables.read(table, ["sample_row"], where)["sample_row"]
+    rows = root.tables.read(table, ["sample_row"], where | dict(under or {}))["sample_row"]
     missing = _minus(samples, rows)
-    under = f" under policy {policy_id}" if policy_id else ""
-    problem = _named(missing, f"samples of {batch} without a row in {table}{under}")
-    return _result(problem, {"samples": len(samples), "rows": len(rows)})
+    said = "".join(
+        f" under {key.removesuffix('_id')} {name}" for key, name in (under or {}).items()
+    )
+    problem = _named(missing, f"samples of {batch} without a row in {table}{said}")
+    return result(problem, {"samples": len(samples), "rows": len(rows)})
 
 
 def _minus(left: pa.ChunkedArray, right: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -323,11 +328,12 @@ def _named(rows: pa.ChunkedArray, what: str) -> str:
     return f"{len(rows)} {what}, first sample_row {rows.slice(0, _NUM_NAMED).to_pylist()}"
 
 
-def _result(
+def result(
     problem: str,
     metadata: Mapping[str, float],
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
 ) -> dg.AssetCheckResult:
+    """Return a result that passes if there is no problem."""
     return dg.AssetCheckResult(
         passed=not problem,
         severity=severity,

@@ -4,12 +4,15 @@ A code version is what a job calls its own: of a scorer pack, of an encoder, of 
 rules. So the web page marks as stale what a new version would change, and nothing else.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
 from dagster_project.defs.project import Project
+from dagster_project.defs.windows import NAMES as WINDOW_ASSETS
+from dagster_project.request import has_rule
+from dagster_project.steps import WINDOWS
 from schemas.errors import AmbientOmniError
 from schemas.ids import canonical_hash
 
@@ -29,12 +32,13 @@ AUTOMATIC = frozenset(
         "ood_scores",
         "training_pack",
         "noise_curves",
+        "crop_scores",
         "noise_annotations",
     }
 )
 
 
-def due() -> dg.AutomationCondition[Any]:
+def due(without: Sequence[str] = ()) -> dg.AutomationCondition[Any]:
     """Return when a partition of a batch is materialized by itself.
 
     It is new, its code version changed, or what it reads has other data than before (not: was
@@ -42,6 +46,9 @@ def due() -> dg.AutomationCondition[Any]:
     for a person or for the nightly schedule. Blocking checks are no part of this: the history knows
     one verdict per check, not one per batch, so a bad batch would stop all others. A batch that is
     held back refuses by itself.
+
+    Args:
+        without: optional assets that the recipe has no use for; nothing waits for them.
     """
     condition: Any = dg.AutomationCondition
     reason = (
@@ -49,12 +56,13 @@ def due() -> dg.AutomationCondition[Any]:
         | condition.code_version_changed()
         | condition.any_deps_match(
             condition.data_version_changed() | condition.will_be_requested()
-        ).ignore(dg.AssetSelection.assets("reference_sets"))
+        ).ignore(dg.AssetSelection.assets("reference_sets", *without))
     )
+    unused = dg.AssetSelection.assets(*without)
     whole: Any = (
         reason.since_last_handled()
-        & ~condition.any_deps_missing()
-        & ~condition.any_deps_in_progress()
+        & ~condition.any_deps_missing().ignore(unused)
+        & ~condition.any_deps_in_progress().ignore(unused)
         & ~condition.in_progress()
     )
     labelled: dg.AutomationCondition[Any] = whole.with_label("new or stale")
@@ -63,14 +71,17 @@ def due() -> dg.AutomationCondition[Any]:
 
 def complete(project: Project) -> Callable[[dg.AssetSpec], dg.AssetSpec]:
     """Return what adds owner, code version and condition to an asset's spec."""
-    versions = code_versions(project)
+    versions, recipe = code_versions(project), project.recipe_values
+    # Without a root the graph documents what there can be.
+    without = WINDOW_ASSETS if recipe and not has_rule(recipe, WINDOWS) else ()
+    automatic = AUTOMATIC - frozenset(without)
 
     def add(spec: dg.AssetSpec) -> dg.AssetSpec:
         name = spec.key.to_user_string()
         return spec.replace_attributes(
             owners=OWNERS[str(spec.group_name)],
             code_version=versions.get(name),
-            automation_condition=due() if name in AUTOMATIC else None,
+            automation_condition=due(without) if name in automatic else None,
         )
 
     return add
@@ -83,7 +94,13 @@ def code_versions(project: Project) -> dict[str, str]:
         "noise_annotations": canonical_hash(recipe.get("arms", {})),
         "training_pack": canonical_hash(recipe.get("transform", {})),
         "samples": canonical_hash(recipe.get("ingest", {})),
+        "noise_classifier": canonical_hash(recipe.get("classifier", {})),
+        "noise_curves": canonical_hash(recipe.get("annotator", {})),
     }
+    arms: Mapping[str, Any] = recipe.get("arms", {})
+    windows = {arm: rule for arm, rule in arms.items() if rule.get("kind") == WINDOWS}
+    for name, part in (("crop_classifier", "crops"), ("receptive_field", "receptive_field")):
+        versions[name] = canonical_hash({arm: rule.get(part) for arm, rule in windows.items()})
     scores: Mapping[str, Any] = recipe.get("scores", {})
     try:
         versions |= _measures(scores)

@@ -77,8 +77,12 @@ def chain_of(root: Root, request: Request, batch: str, until: str) -> list[tuple
         return [(step, partition) for step in steps for partition in step.partitions(request, ())]
     work: list[tuple[Step, str | None]] = []
     for step in steps:
+        if step.only_for is not None and not request.has_rule(step.only_for):
+            continue
         if step.roles and role in step.roles:
             work.append((step, batch))
+        elif step.only_for is not None and not step.roles and role == "pool":
+            work.append((step, None))  # kept once measured: then it only says so
         elif step.name == "references" and (
             role != "pool" or (until == "annotate" and not defined)
         ):

@@ -12,6 +12,7 @@ from dagster_project.arms import classifier_id_of, policies_of
 from dagster_project.recipe import Recipe
 from dagster_project.request import Request
 from dagster_project.steps import Step, steps_until
+from dagster_project.windows import Part, grade, known_id, window_rules
 from pipelines.job import JobReport
 from schemas.errors import (
     AnnotationMissing,
@@ -111,6 +112,24 @@ def _curves(root: Root, request: Request, recipe: Recipe, batch: str) -> str:
     return _told(curves(root, batch, classifier_id, annotator=recipe.annotator, dry_run=True))
 
 
+def _windows(root: Root, request: Request, recipe: Recipe, _: str) -> str:
+    return _not_measured(root, recipe, "crop_classifier")
+
+
+def _context(root: Root, request: Request, recipe: Recipe, _: str) -> str:
+    return _not_measured(root, recipe, "receptive_field")
+
+
+def _not_measured(root: Root, recipe: Recipe, part: Part) -> str:
+    unknown = [a for a in window_rules(recipe) if known_id(root, recipe, a, part) is None]
+    return f"not made yet under the settings of {', '.join(unknown)}" if unknown else ""
+
+
+def _crops(root: Root, request: Request, recipe: Recipe, batch: str) -> str:
+    reports = grade(root, recipe, batch, dry_run=True).values()
+    return next((why for report in reports if (why := _told(report))), "")
+
+
 def _annotate(root: Root, request: Request, recipe: Recipe, batch: str) -> str:
     from pipelines.jobs.annotate import annotate
 
@@ -133,5 +152,8 @@ _QUESTIONS: Mapping[str, Callable[[Root, Request, Recipe, str], str]] = {
     "pack": _pack,
     "classifier": _classifier,
     "curves": _curves,
+    "windows": _windows,
+    "context": _context,
+    "crops": _crops,
     "annotate": _annotate,
 }

@@ -6,6 +6,7 @@ from pipelines.report.drawing.mosaic import encode, mosaic
 from pipelines.report.drawing.scores import score_against_level, score_histogram
 from pipelines.report.drawing.style import LIGHT, Theme
 from pipelines.report.drawing.training import heldout_difference, training_curves
+from pipelines.report.drawing.windows import needed_context, window_shares
 
 __all__ = [
     "LIGHT",
@@ -15,6 +16,7 @@ __all__ = [
     "heldout_difference",
     "mean_curves",
     "mosaic",
+    "needed_context",
     "probability_curve",
     "score_against_level",
     "score_histogram",
@@ -22,4 +24,5 @@ __all__ = [
     "sigma_min_cdf",
     "training_curves",
     "tv_bound",
+    "window_shares",
 ]

@@ -37,7 +37,7 @@ def test_a_question_does_not_start_a_training(root, request_):
     recipe = request_.full_recipe
     with pytest.raises(TableMissing, match="arm 'piloted': its pilots were not run yet"):
         policy_of(root, request_, recipe, "piloted")
-    with pytest.raises(TableMissing, match="arm 'foreign': its crop classifiers were not run"):
+    with pytest.raises(TableMissing, match="arm 'foreign': its crop_classifier was not made"):
         policies_of(
             root,
             request_,

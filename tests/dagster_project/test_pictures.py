@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dagster_project.pictures import crop_pictures, run_pictures
+from dagster_project.pictures import run_pictures
+from dagster_project.window_pictures import window_pictures
 from pipelines.freezing import freeze_crop_window
 from pipelines.policies import FixedPerSource
 from tests.ambient_omni import windows_data
@@ -29,18 +30,12 @@ def windowed(tmp_path_factory):
     return root, freeze_crop_window(root, **ids, floor=floor, epsilon=0.1)
 
 
-def test_windows_are_shown_with_what_crops_say_of_some_images(windowed):
+def test_windows_are_shown_in_a_table(windowed):
     root, policy = windowed
-    found = crop_pictures(root, "foreign", {"foreign": policy, "plain": policy.floor})
-    assert set(found) == {"windows_foreign", "crop_maps_foreign"}
-    assert len(images_in(found["crop_maps_foreign"])) == 3
+    found = window_pictures(root, "never", {"foreign": policy, "plain": policy.floor})
+    assert set(found) == {"windows_foreign"}
     for size in policy.sizes:
         assert f"| {size} |" in found["windows_foreign"].md_str
-
-
-def test_a_batch_without_a_pack_has_no_maps_and_fails_nothing(windowed):
-    root, policy = windowed
-    assert set(crop_pictures(root, "never", {"foreign": policy})) == {"windows_foreign"}
 
 
 def test_samples_are_shown_as_they_came_to_be(root):
