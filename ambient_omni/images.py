@@ -52,6 +52,7 @@ REASONS = frozenset(
 MAX_JPEG_SCANS = 100
 
 _EXIF_ORIENTATION = 0x0112
+_FIRST_TRANSPOSED = 5  # orientations from here on exchange rows and columns
 
 # The plugins are called directly, not through Image.open: no other format can be reached, and
 # Pillow's own global pixel limit gives way to ours.
@@ -155,23 +156,68 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> npt.NDArray[np.
     Raises:
         ImageRejected: as `probe`, and when any part of the image is missing or broken.
     """
+    return _oriented(*_judged(data, probe(data, limits), _pixels))
+
+
+def inspect(
+    data: bytes, luma_side: int, limits: ImageLimits = DEFAULT_LIMITS
+) -> tuple[ImageFacts, npt.NDArray[np.uint8]]:
+    """Judge an image as `decode` does, for less: what it is, and its luma in few pixels.
+
+    All of the coded data are read, so that what is truncated or broken is refused. Of a sound JPEG
+    the transform alone is made at a reduced size, and of its luma.
+
+    Args:
+        data: source bytes.
+        luma_side: the luma may be reduced to no less than this in either direction, in pixels.
+        limits: which images are taken.
+
+    Returns:
+        Format and size after orientation; BT.601 luma, uint8, shape (h, w), as a person would see
+        it, of the image's own size or of a whole number of eighths of it.
+
+    Raises:
+        ImageRejected: exactly where `decode` does.
+    """
     facts = probe(data, limits)
+
+    def luma(data: bytes, image: ImageFile.ImageFile) -> npt.NDArray[np.uint8]:
+        found = _small_luma(data, image, luma_side)
+        if found is not None:
+            return found
+        return np.asarray(Image.fromarray(_pixels(data, image)).convert("L"))
+
+    found, orientation = _judged(data, facts, luma)
+    if orientation >= _FIRST_TRANSPOSED:
+        facts = ImageFacts(facts.height, facts.width, facts.format)
+    return facts, _oriented(found, orientation)
+
+
+def _judged(
+    data: bytes,
+    facts: ImageFacts,
+    read: Callable[[bytes, ImageFile.ImageFile], npt.NDArray[np.uint8]],
+) -> tuple[npt.NDArray[np.uint8], int]:
+    """Return what `read` makes of an opened image, and its orientation, or say why it cannot."""
     _check_container(data, facts)
     # Pillow speaks of odd EXIF or palettes through warnings; the image is refused or it is not.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
             image = _open(data, facts)
-            pixels = _fast_jpeg(data, image)
-            if pixels is None:
-                image.load()
-                pixels = np.asarray(_as_rgb(image))
-            orientation = _orientation(image)
+            return read(data, image), _orientation(image)
         except _DECODER_ERRORS as error:
             reason = TRUNCATED if "truncated" in str(error).lower() else CORRUPT
             detail = f"{type(error).__name__}: {error}"[:200]
             raise ImageRejected(reason, detail) from None
-    return _oriented(pixels, orientation)
+
+
+def _pixels(data: bytes, image: ImageFile.ImageFile) -> npt.NDArray[np.uint8]:
+    pixels = _fast_jpeg(data, image)
+    if pixels is None:
+        image.load()
+        pixels = np.asarray(_as_rgb(image))
+    return pixels
 
 
 def _check_limits(width: int, height: int, limits: ImageLimits) -> None:
@@ -223,6 +269,22 @@ def _fast_jpeg(data: bytes, image: ImageFile.ImageFile) -> npt.NDArray[np.uint8]
     return pixels
 
 
+def _small_luma(data: bytes, image: ImageFile.ImageFile, side: int) -> npt.NDArray[np.uint8] | None:
+    """Decode the luma of what `_fast_jpeg` decodes, scaled by libjpeg; None for all else."""
+    if image.format != "JPEG" or image.mode not in ("L", "RGB"):
+        return None
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        if (width, height) != image.size:
+            return None
+        found: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            data, "GRAY", strict=True, min_height=side, min_width=side
+        )
+    except ValueError:
+        return None
+    return found[:, :, 0]
+
+
 def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(_EXIF_ORIENTATION, 1)
@@ -255,8 +317,8 @@ def _sixteen_bit_grey_as_rgb(image: Image.Image) -> Image.Image:
 
 def _oriented(pixels: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
     """Undo the camera's orientation (EXIF 2.32, tag 0x0112): rows and columns, then mirrors."""
-    if orientation >= 5:
-        pixels = pixels.transpose(1, 0, 2)
+    if orientation >= _FIRST_TRANSPOSED:
+        pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     if orientation in (3, 4, 7, 8):

@@ -9,7 +9,7 @@ from schemas.store import Store
 
 # Raised when a change to a contract or to the layout makes older roots unreadable, or leaves
 # their logs behind what they hold.
-ROOT_VERSION = 3
+ROOT_VERSION = 4
 
 
 def add_new_columns(tables: Store) -> None:
@@ -32,4 +32,5 @@ def add_new_columns(tables: Store) -> None:
 MIGRATIONS: dict[int, Callable[[Store], None]] = {
     1: add_new_columns,
     2: add_new_columns,
+    3: add_new_columns,
 }

@@ -6,10 +6,11 @@ from schemas.columns import INGEST_BATCH, SAMPLE_ID, SAMPLE_ROW, SHA256_PATTERN
 from schemas.contract import Column, Contract
 
 FORMATS = ("jpeg", "png", "webp")
+FIRST_PHASH_VERSION = 1  # what stands for null in `phash_version`
 
 CONTRACT = Contract(
     name="samples",
-    version=2,
+    version=3,
     one_row_is="one distinct image of a batch",
     key=("sample_row",),
     partition_by=("ingest_batch",),
@@ -45,6 +46,14 @@ CONTRACT = Contract(
             "phash",
             pa.int64(),
             "64-bit perceptual hash (DCT) of the decoded image, as a signed integer",
+        ),
+        Column(
+            "phash_version",
+            pa.int32(),
+            "how `phash` was made; hashes of two versions are not to be compared",
+            nullable=True,
+            null_meaning="1: from before hashes had versions",
+            minimum=FIRST_PHASH_VERSION,
         ),
         Column(
             "parent_sample_id",

@@ -21,7 +21,7 @@ from hypothesis import settings
 from PIL import Image
 
 from ambient_omni import rng
-from pipelines.ingest.verify import perceptual_hash
+from pipelines.ingest.perceptual import PHASH_VERSION, perceptual_hash
 from schemas.ids import sample_id_of, sample_row_of
 from schemas.registry import contract
 from schemas.root import Root
@@ -155,7 +155,7 @@ def _sample(batch, shard, ordinal, position, content, source):
     try:
         with Image.open(io.BytesIO(content)) as image:
             width, height = image.size
-            phash = perceptual_hash(np.asarray(image.convert("RGB")))
+            phash = perceptual_hash(np.asarray(image.convert("L")))
     except OSError:  # some tests store what no decoder reads
         width, height, phash = 8, 8, position
     return {
@@ -171,6 +171,7 @@ def _sample(batch, shard, ordinal, position, content, source):
         "label": None,
         "source": source if isinstance(source, str) else source[position],
         "phash": phash,
+        "phash_version": PHASH_VERSION,
         "parent_sample_id": None,
         "loop_number": 0,
     }

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipelines.dedup.components import clusters_of
 from schemas.errors import BadInput
+from schemas.samples import FIRST_PHASH_VERSION
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -24,8 +25,13 @@ _CENTROID_ROUNDS = 5
 _VECTORS_AT_ONCE = 512
 
 
-def parquet(spark: "SparkSession", files: Sequence[str], columns: Sequence[str]) -> "DataFrame":
+def parquet(spark: "SparkSession", files: Sequence[str], columns: str) -> "DataFrame":
     """Read columns of a snapshot's data files; none of them a partition column.
+
+    Args:
+        spark: the session.
+        files: of one table.
+        columns: names and Spark types; one that a file does not have yet is null in its rows.
 
     Raises:
         BadInput: the tables lie on an object store.
@@ -35,7 +41,7 @@ def parquet(spark: "SparkSession", files: Sequence[str], columns: Sequence[str])
             "dedup reads tables by Spark's own reader, which needs them in a folder; copy this "
             "root's tables into one"
         )
-    return spark.read.parquet(*files).select(*columns)
+    return spark.read.schema(columns).parquet(*files)
 
 
 def same_bytes(samples: "DataFrame") -> "DataFrame":
@@ -57,23 +63,26 @@ def same_bytes(samples: "DataFrame") -> "DataFrame":
 def near_hashes(samples: "DataFrame", max_distance: int) -> "DataFrame":
     """Return pairs (first, second) of samples whose hashes differ in at most `max_distance` bits.
 
+    Hashes that were made in different ways are no pair, however near they are.
+
     Of hashes that differ in d bits, cut into d + 1 bands, one band is equal (pigeonhole): so a join
     on bands finds every pair. Equal hashes are joined first; a million flat images with one hash
     are one row in the join and not a million squared.
 
     Args:
-        samples: columns sample_row, phash.
+        samples: columns sample_row, phash, phash_version.
         max_distance: Hamming distance, 0 .. 15.
     """
     from pyspark.sql import functions as sql
 
-    best = samples.groupBy("phash").agg(sql.min("sample_row").alias("first"))
-    equal = samples.join(best, "phash").selectExpr("first", "sample_row as second")
-    bands = best.select(
-        "first", "phash", sql.explode(sql.array(*_bands(max_distance))).alias("band")
-    )
+    one = ["phash", "phash_version"]
+    samples = samples.fillna(FIRST_PHASH_VERSION, ["phash_version"])
+    best = samples.groupBy(*one).agg(sql.min("sample_row").alias("first"))
+    equal = samples.join(best, one).selectExpr("first", "sample_row as second")
+    bands = best.select("first", *one, sql.explode(sql.array(*_bands(max_distance))).alias("band"))
     a, b = bands.alias("a"), bands.alias("b")
-    near = a.join(b, sql.expr("a.band = b.band and a.first < b.first")).where(
+    same = "a.band = b.band and a.phash_version = b.phash_version and a.first < b.first"
+    near = a.join(b, sql.expr(same)).where(
         sql.expr(f"bit_count(a.phash ^ b.phash) <= {max_distance}")
     )
     pairs = near.selectExpr("a.first as first", "b.first as second").distinct()

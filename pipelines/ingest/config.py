@@ -8,7 +8,7 @@ from ambient_omni.images import ImageLimits
 from schemas.ids import canonical_hash
 
 # Part of every signature: raise it when the same source would give other rows.
-INGEST_VERSION = 1
+INGEST_VERSION = 2
 
 
 class DownloadConfig(BaseModel):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipelines.ingest.items import ListedItem
+from pipelines.ingest.perceptual import PHASH_VERSION
 from pipelines.ingest.shards import ShardPlan, Stored
 from pipelines.ingest.verify import Verdict
 from schemas import ingest_attempts, samples
@@ -177,6 +178,7 @@ def _sample_row(
         "label": item.label,
         "source": item.source,
         "phash": verdict.phash,
+        "phash_version": PHASH_VERSION,
         "parent_sample_id": None,
         "loop_number": 0,
     }

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +17,7 @@ from pipelines.slices import Target
 from pipelines.spark import SparkSettings, get_session
 from schemas.errors import TableMissing
 from schemas.root import Root
+from schemas.samples import FIRST_PHASH_VERSION
 from schemas.tables import Snapshot
 
 if TYPE_CHECKING:
@@ -85,13 +87,14 @@ def dedup(
         if not root.tables.exists("samples"):
             raise TableMissing("nothing was ingested yet; run ingest first")
         samples = root.tables.open("samples")
-        rows = samples.read(["sample_row"])["sample_row"].to_numpy()
+        keys = samples.read(["sample_row", "phash_version"])
+        rows = keys["sample_row"].to_numpy()
         target = Target(TABLE, {"kind": config.kind}, _inputs(root, config, rows))
         current = target.is_current(root)
-        num_clustered = 0
+        notes = _apart(keys["phash_version"]) if isinstance(config, Perceptual) else []
         if not current and not dry_run:
             found = _clusters(root, config, samples, settings)
-            num_clustered = _commit(root, target, found, rows)
+            notes.append(f"{_commit(root, target, found, rows)} images stand in clusters")
     return JobReport(
         JOB,
         NO_BATCH,
@@ -100,8 +103,21 @@ def dedup(
         unchanged=len(rows) if current else 0,
         versions=root.tables.versions([TABLE]),
         seconds=time.monotonic() - began,
-        notes=() if current or dry_run else (f"{num_clustered} images stand in clusters",),
+        notes=tuple(notes),
     )
+
+
+def _apart(phash_versions: pa.ChunkedArray) -> list[str]:
+    """Say which images are not compared with all others."""
+    versions = pc.fill_null(phash_versions, FIRST_PHASH_VERSION)
+    newest = pc.max(versions).as_py()
+    count = pc.sum(pc.not_equal(versions, newest)).as_py()
+    if not count:
+        return []
+    return [
+        f"{count} of {len(versions)} images have perceptual hashes of an older version, which are "
+        "compared among themselves alone; ingest their batches again to compare them with all"
+    ]
 
 
 def _inputs(root: Root, config: DedupConfig, rows: NDArray[np.int64]) -> dict[str, object]:
@@ -133,15 +149,16 @@ def _clusters(
         files = root.tables.open("embeddings").file_uris(
             {"encoder_version": config.encoder.encoder_version}
         )
-        vectors = near.parquet(spark, files, ["sample_row", "embedding"])
+        vectors = near.parquet(spark, files, "sample_row long, embedding array<float>")
         pairs = near.near_vectors(
             vectors, _centroids(vectors), config.min_similarity, config.num_probes
         )
     elif isinstance(config, Perceptual):
-        frame = near.parquet(spark, samples.file_uris(), ["sample_row", "phash"])
+        columns = "sample_row long, phash long, phash_version int"
+        frame = near.parquet(spark, samples.file_uris(), columns)
         pairs = near.near_hashes(frame, config.max_distance)
     else:
-        frame = near.parquet(spark, samples.file_uris(), ["sample_row", "sample_id"])
+        frame = near.parquet(spark, samples.file_uris(), "sample_row long, sample_id string")
         pairs = near.same_bytes(frame)
     found = pairs.toArrow()
     return clusters_of(found["first"].to_numpy(), found["second"].to_numpy())

@@ -1,5 +1,6 @@
 """Bytes of every kind become the same pixels everywhere, or a reason."""
 
+import math
 import pickle
 import struct
 import time
@@ -311,6 +312,56 @@ def test_whatever_happens_to_a_jpeg_both_decoders_agree(changes, cut, progressiv
     ours, theirs = _outcome(bytes(data)), _by_pillow_alone(bytes(data))
     assert type(ours) is type(theirs)
     assert np.array_equal(ours, theirs)
+    assert_inspected_as_decoded(bytes(data), side=8)
+
+
+def result_or_refusal(run):
+    try:
+        return run()
+    except ImageRejected as rejected:
+        return str(rejected)
+
+
+def assert_inspected_as_decoded(data, side):
+    """`inspect` refuses what `decode` refuses, in the same words; of all else it tells the size."""
+    limits = ImageLimits(min_side=1)
+    pixels = result_or_refusal(lambda: decode(data, limits))
+    found = result_or_refusal(lambda: images.inspect(data, side, limits))
+    if isinstance(pixels, str) or isinstance(found, str):
+        assert isinstance(pixels, str)
+        assert pixels == found
+        return
+    facts, luma = found
+    assert (facts.height, facts.width) == pixels.shape[:2]
+    assert min(luma.shape) >= min(side, *pixels.shape[:2])
+    eighths = {math.ceil(facts.width * n / 8) for n in range(1, 9)}
+    assert luma.shape[1] in eighths
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_what_is_inspected_stands_as_what_is_decoded(image_format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(101, 100), image_format, exif=exif.tobytes())
+    facts, luma = images.inspect(data, 128)
+    pixels = decode(data)
+    assert (facts.height, facts.width) == pixels.shape[:2] == luma.shape
+    grey = np.asarray(Image.fromarray(pixels).convert("L"))
+    assert np.abs(luma.astype(int) - grey).mean() < 2
+    facts, luma = images.inspect(data, 13)
+    assert (facts.height, facts.width) == pixels.shape[:2]
+    assert luma.shape == ((13, 13) if image_format == "JPEG" else pixels.shape[:2])
+
+
+@pytest.mark.parametrize("kind", JPEG_KINDS)
+@pytest.mark.parametrize("side", [1, 8, 20, 128])
+def test_every_kind_of_jpeg_is_inspected_as_it_is_decoded(kind, side):
+    whole = encoded(picture(129, 63), "JPEG", **JPEG_KINDS[kind])
+    for share in (1, 0.9, 0.5, 0.2):
+        cut = whole[: round(share * len(whole))]
+        assert_inspected_as_decoded(cut, side)
+        assert_inspected_as_decoded(cut + b"\xff\xd9", side)
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP"])

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,13 +42,17 @@ def test_the_banded_join_finds_the_pairs_that_brute_force_finds(spark, max_dista
     flips = [sum(1 << int(bit) for bit in draw.permutation(64)[:n]) for n in (0, 1, 3, 4, 6, 9)]
     near_by = [int(h) ^ (f - (1 << 64) if f >= 1 << 63 else f) for h in hashes[:20] for f in flips]
     values = [*map(int, hashes), *near_by, 0, 0, 0]
-    frame = spark.createDataFrame(list(enumerate(values)), "sample_row long, phash long")
+    # None are hashes from before they had versions, which is version 1.
+    versions = [(1, None, 2)[n % 3] for n in range(len(values))]
+    rows = [(n, *row) for n, row in enumerate(zip(values, versions, strict=True))]
+    frame = spark.createDataFrame(rows, "sample_row long, phash long, phash_version int")
     pairs = near.near_hashes(frame, max_distance).toArrow()
     found = clusters_of(pairs["first"].to_numpy(), pairs["second"].to_numpy())
     wanted = [
         (a, b)
         for (a, x), (b, y) in itertools.combinations(enumerate(values), 2)
         if ((x ^ y) & (2**64 - 1)).bit_count() <= max_distance
+        and (versions[a] or 1) == (versions[b] or 1)
     ]
     expected = clusters_of(*np.array(wanted, np.int64).T)
     assert [part.tolist() for part in found] == [part.tolist() for part in expected]
@@ -113,6 +118,16 @@ def test_a_copy_compressed_anew_is_a_perceptual_duplicate_and_a_mirror_image_non
     assert clusters(root, "perceptual") == [[first[1], second[0]]]
 
 
+def test_hashes_of_two_versions_are_not_compared_and_the_report_says_so(filled):
+    root, (first, second, _) = filled
+    (old,) = root.tables.open("samples").file_uris({"ingest_batch": "b3"})
+    # As a migration leaves files from before hashes had versions: without the column.
+    pq.write_table(pq.read_table(old, partitioning=None).drop_columns(["phash_version"]), old)
+    report = dedup(root, Perceptual())
+    assert clusters(root, "perceptual") == [[first[1], second[0]]]
+    assert "2 of 10 images have perceptual hashes of an older version" in report.line()
+
+
 def test_semantic_duplicates_need_embeddings_of_every_batch(filled):
     root, (first, second, _) = filled
     config = Semantic(encoder=EncoderConfig(resolution=64), min_similarity=0.98)
@@ -133,4 +148,4 @@ def test_nothing_ingested_is_a_clear_error(root):
 
 def test_tables_on_an_object_store_are_refused_with_what_to_do():
     with pytest.raises(BadInput, match="needs them in a folder"):
-        near.parquet(None, ["s3://bucket/x.parquet"], ["sample_row"])
+        near.parquet(None, ["s3://bucket/x.parquet"], "sample_row long")

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ambient_omni.images import ImageLimits, decode
+from ambient_omni.images import ImageLimits, inspect
 from pipelines.ingest import DownloadConfig, IngestConfig, download, ingest
 from pipelines.ingest.items import Fetched, ListedItem
 from pipelines.ingest.url_list import UrlListSource
@@ -299,7 +299,8 @@ def test_what_was_decoded_once_is_only_hashed_again_unless_settings_or_bytes_cha
     fake_download(monkeypatch, tmp_path, web | {"http://a/3": "timeout"})
     decoded = []
     monkeypatch.setattr(
-        "pipelines.ingest.verify.decode", lambda data, limits: decoded.append(data) or decode(data)
+        "pipelines.ingest.verify.inspect",
+        lambda data, *settings: decoded.append(data) or inspect(data, *settings),
     )
     listing = put(tmp_path / "web.txt", "\n".join(web))
     ingest(root, "b", listing, CONFIG)

@@ -1,13 +1,18 @@
 """Verification of items, alone and in a pool of processes."""
 
+import io
+
 import imagehash
 import numpy as np
 import pytest
 from PIL import Image
 
 from ambient_omni import rng
+from ambient_omni.images import inspect
 from pipelines.ingest import IngestConfig, ingest, verify
 from pipelines.ingest.items import ListedItem
+from pipelines.ingest.perceptual import LUMA_SIDE, perceptual_hash
+from pipelines.jobs.dedup import Perceptual
 from schemas.errors import BadInput, IngestIncomplete
 from tests.data.dying_worker import die, double_or_die
 from tests.data.pictures import attempts, encoded, put, samples
@@ -17,15 +22,45 @@ QUIET = IngestConfig(show_progress=False)
 
 def test_the_perceptual_hash_is_imagehashs_as_a_signed_integer():
     for seed in range(20):
-        pixels = rng.generator(seed, "phash").integers(0, 256, (40, 30, 3), dtype=np.uint8)
-        expected = int(str(imagehash.phash(Image.fromarray(pixels))), 16)
-        value = verify.perceptual_hash(pixels)
+        luma = rng.generator(seed, "phash").integers(0, 256, (40, 30), dtype=np.uint8)
+        expected = int(str(imagehash.phash(Image.fromarray(luma))), 16)
+        value = perceptual_hash(luma)
         assert -(2**63) <= value < 2**63
         assert value % 2**64 == expected
 
 
 def test_a_constant_image_has_a_perceptual_hash():
-    assert isinstance(verify.perceptual_hash(np.full((16, 16, 3), 255, np.uint8)), int)
+    assert isinstance(perceptual_hash(np.full((16, 16), 255, np.uint8)), int)
+
+
+def scene(side):
+    """A picture with something at every scale, as a photograph has."""
+    fine = rng.generator(0, "scene").normal(0, 1, (1024, 1024))
+    spectrum = np.fft.rfft2(fine)
+    frequency = np.hypot(np.fft.fftfreq(1024)[:, None], np.fft.rfftfreq(1024)[None])
+    waves = np.fft.irfft2(spectrum / np.maximum(frequency, 1 / 1024))
+    grey = 128 + 50 * waves / waves.std()
+    image = Image.fromarray(grey.clip(0, 255).astype(np.uint8)).convert("RGB")
+    return image.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def hash_of(image, image_format, **options):
+    out = io.BytesIO()
+    image.save(out, image_format, **options)
+    return perceptual_hash(inspect(out.getvalue(), LUMA_SIDE)[1]) % 2**64
+
+
+@pytest.mark.parametrize("quality", [60, 95])
+def test_the_hash_of_a_jpeg_is_that_of_its_copies_whatever_its_decoder_reduces(quality):
+    whole = hash_of(scene(1024), "PNG")
+    # Reduced to 1/8, 3/8, 4/8, 5/8 and not at all, by the JPEG decoder or behind the PNG decoder.
+    for side in (1024, 341, 256, 215, 100):
+        copies = [
+            hash_of(scene(side), "PNG"),
+            hash_of(scene(side), "JPEG", quality=quality),
+            hash_of(scene(side), "JPEG", quality=quality, progressive=True),
+        ]
+        assert max((copy ^ whole).bit_count() for copy in copies) <= Perceptual().max_distance
 
 
 def test_a_file_that_went_away_is_a_rejection(tmp_path):
