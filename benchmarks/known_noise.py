@@ -54,6 +54,7 @@ _GAUSSIAN = _UP_TO.model_copy(
         "sigma_high": 3.0,
         "num_levels": 24,
         "num_noises": 2,
+        "num_images": 90_000,
     }
 )
 

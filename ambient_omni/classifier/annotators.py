@@ -34,7 +34,7 @@ from schemas.errors import BadInput
 Floats = NDArray[np.float64]
 Images = NDArray[np.float32]
 
-# Where |logit| is far above it, `_bent` is logarithmic; below it, linear.
+# Where |logit| is far above it, `bent` is logarithmic; below it, linear.
 _BEND = 0.1
 
 
@@ -263,17 +263,27 @@ def antithetic_noises(
     return np.concatenate([half, -half])
 
 
+def bent(logits: NDArray[np.floating]) -> Floats:
+    """Return asinh(logit / 0.1): a power of the level is a straight line in it over ln sigma."""
+    bend: Floats = np.arcsinh(np.asarray(logits, np.float64) / _BEND)
+    return bend
+
+
+def unbent(values: Floats) -> Floats:
+    """Return the logits of bent ones."""
+    logits: Floats = _BEND * np.sinh(values)
+    return logits
+
+
 def read_between(
     logits_NL: NDArray[np.floating], sigmas_L: Floats, wanted_M: NDArray[np.floating]
 ) -> Floats:
     """Return never-falling curves between their levels, (N, M).
 
     The logit of a damaged image decays to 0 like a power of the level: a straight line for
-    ln(-logit) over ln sigma, and far from one for the logit. So it is read in asinh(logit / 0.1),
-    which is the former where the logit is large and the latter near 0.
+    ln(-logit) over ln sigma, and far from one for the logit. So it is read bent, which is the
+    former where the logit is large and the latter near 0.
     """
-    fitted = np.arcsinh(monotone_fit(logits_NL) / _BEND)
+    fitted = bent(monotone_fit(logits_NL))
     at, log_sigmas = np.log(wanted_M), np.log(sigmas_L)
-    between = np.stack([np.interp(at, log_sigmas, row) for row in fitted])
-    read: Floats = _BEND * np.sinh(between)
-    return read
+    return unbent(np.stack([np.interp(at, log_sigmas, row) for row in fitted]))

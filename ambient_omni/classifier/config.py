@@ -129,7 +129,10 @@ class SequentialConfig(Frozen):
 
 
 class HeadConfig(Frozen):
-    """An amortised head: one evaluation of the clean image gives its whole curve."""
+    """An amortised head: one evaluation of the clean image gives its whole curve.
+
+    A few looks of the classifier itself then move the curve where they contradict it.
+    """
 
     kind: Literal["head"] = "head"
     widths: tuple[int, ...] = Field(default=(32, 64), min_length=1, description="As the network's.")
@@ -147,6 +150,13 @@ class HeadConfig(Frozen):
         default=4_000,
         ge=0,
         description="Damaged copies of them that it learns from as well: they cost no image.",
+    )
+    num_looks: int = Field(
+        default=3,
+        ge=0,
+        le=16,
+        description="Pairs of noisings that the classifier is asked after the head, two "
+        "evaluations each; 0: the head alone.",
     )
     min_check_images: int = Field(default=16, ge=1)
     max_check_images: int = Field(default=64, ge=8)

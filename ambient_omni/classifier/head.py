@@ -1,5 +1,7 @@
 """An amortised annotator: one evaluation of the clean image gives its whole curve.
 
+Where it is far off, a few looks of the classifier itself move it: `classifier.looks`.
+
 What the classifier says of an image at a level, averaged over noise, is a function of the image.
 So a network learns it by least squares on single noisings: their mean is the minimiser, and no
 exhaustive search is needed for training. One is needed for the check: on images that the head did
@@ -31,6 +33,7 @@ from ambient_omni.classifier.annotators import (
 )
 from ambient_omni.classifier.config import HeadConfig
 from ambient_omni.classifier.cosines import Cosines, mean_powers, peakedness
+from ambient_omni.classifier.looks import ask_pairs, errors_of_looks, look
 from ambient_omni.classifier.network import PatchFeatures, ReadByLevel
 from ambient_omni.classifier.severity import Plantable, plant_copies
 from ambient_omni.classifier.training import augment
@@ -105,12 +108,16 @@ class Check:
             null as the highest.
         p95_octaves: 95th percentile.
         logit_error: (L,) root mean square error of the curve, at the classifier's levels.
+        look_offsets: (K,) by how much each look is off, in bent logits; none without looks.
+        look_spread: standard deviation of a look about that.
     """
 
     num_images: int
     median_octaves: float
     p95_octaves: float
     logit_error: Floats
+    look_offsets: Floats
+    look_spread: float
 
 
 @dataclass(frozen=True)
@@ -128,11 +135,46 @@ class HeadAnnotator:
     interpolates.
     """
 
-    def __init__(self, classifier: Oracle, heads: Sequence[Head]) -> None:
+    def __init__(
+        self,
+        classifier: Oracle,
+        heads: Sequence[Head],
+        *,
+        seed: int,
+        reading: Reading | None = None,
+    ) -> None:
+        """Take one head a fold.
+
+        Args:
+            classifier: what the heads were distilled from, and what their looks ask.
+            heads: by fold.
+            seed: names the noises of the looks.
+            reading: where the looks take a curve's crossing to be.
+        """
         self._classifier, self._heads = classifier, tuple(heads)
+        self._seed = seed
+        self._reading = reading or Reading()
 
     def curves(self, x0_BCHW: Images, sample_ids: Sequence[str]) -> Curves:
-        """Return curves at `NUM_LEVELS` levels; the standard error is the check's."""
+        """Return curves at `NUM_LEVELS` levels.
+
+        The standard error is that of the looks' posterior; without looks, the check's.
+        """
+        alone = self._alone(x0_BCHW, sample_ids)
+        checks = [head.check for head in self._heads]
+        if not len(checks[0].look_offsets):
+            return alone
+        folds = self._classifier.folds_of(sample_ids)
+        return look(
+            alone,
+            ask_pairs(self._classifier, x0_BCHW, sample_ids, self._seed),
+            scale_octaves_B=np.array([check.median_octaves for check in checks])[folds],
+            offset_BK=np.stack([check.look_offsets for check in checks])[folds],
+            spread_B=np.array([check.look_spread for check in checks])[folds],
+            reading=self._reading,
+        )
+
+    def _alone(self, x0_BCHW: Images, sample_ids: Sequence[str]) -> Curves:
         known, folds = self._classifier.sigmas, self._classifier.folds_of(sample_ids)
         sigmas = dense_levels(known)
         logits = np.empty((len(x0_BCHW), len(sigmas)), np.float32)
@@ -257,11 +299,15 @@ def check_head(
     residual = answer.at(classifier.sigmas).logits - truth.at(classifier.sigmas).logits
     levels = [reading.crossings(curves).sigma_min for curves in (answer, truth)]
     error = np.abs(octaves_apart(levels[0], levels[1], classifier.sigmas))
+    ask = ask_pairs(classifier, x0_BCHW, sample_ids, seed)
+    offsets, spread = errors_of_looks(answer, truth, ask, config.num_looks, reading)
     return Check(
         len(x0_BCHW),
         float(np.median(error)),
         float(np.quantile(error, 0.95)),
         np.sqrt(np.mean(residual.astype(np.float64) ** 2, axis=0)),
+        offsets,
+        spread,
     )
 
 
@@ -288,8 +334,10 @@ def _distil(
     with rng.torch_seeded(seed, "head", fold):
         network = HeadNetwork(config, x0_NCHW.shape[1]).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=0.02)
+    # A warm-up of exactly one step would divide by zero within: no whole number of steps gives it.
+    warmup = 0.05 + 0.51 / config.num_steps
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.num_steps, pct_start=0.05
+        optimizer, config.learning_rate, total_steps=config.num_steps, pct_start=warmup
     )
     low, high = np.log(classifier.sigmas[[0, -1]])
     steps = progress(range(config.num_steps), label=f"head {fold + 1}", unit="step")

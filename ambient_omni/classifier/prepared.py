@@ -39,6 +39,8 @@ from schemas.errors import BadInput
 from schemas.ids import hash_fraction
 from schemas.root import Root, write_json
 
+_ARRAYS = ("logit_error", "look_offsets")
+
 
 def prepare(
     root: Root, classifier_id: str, config: AnnotatorConfig, *, reading: Reading | None = None
@@ -100,9 +102,10 @@ def annotator_for(root: Root, classifier: NoiseClassifier, config: AnnotatorConf
         network = HeadNetwork(config, kept["channels"])
         network.load_state_dict(load_file(_weights(file, number)))
         network.eval().to(classifier.device)
-        checked = Check(**{**check, "logit_error": np.array(check["logit_error"])})
+        arrays = {name: np.array(check[name]) for name in _ARRAYS}
+        checked = Check(**{**check, **arrays})
         heads.append(Head(network, checked))
-    return HeadAnnotator(classifier, heads)
+    return HeadAnnotator(classifier, heads, seed=seed)
 
 
 def _prepare_bisection(
@@ -154,7 +157,8 @@ def _distil(
         aside = file.with_name(f".head-{os.getpid()}")
         save_file(weights, aside)
         aside.replace(_weights(file, number))
-        checks.append(asdict(head.check) | {"logit_error": head.check.logit_error.tolist()})
+        facts = asdict(head.check)
+        checks.append(facts | {name: facts[name].tolist() for name in _ARRAYS})
     # Written last: its presence says that all folds are there.
     write_json(file, {"checks": checks, "channels": head.network.num_channels})
 

@@ -18,6 +18,7 @@ QUICK = HeadConfig(
     hidden=32,
     num_steps=200,
     batch_size=32,
+    num_looks=0,
     check=ExhaustiveConfig(num_levels=64, num_noises=2, num_bins=32),
 )
 READING = Reading()
@@ -57,7 +58,7 @@ def heads():
 def test_a_head_finds_the_levels_of_new_images_in_one_evaluation(heads):
     x0, names = textures(64, seed=2)
     teacher = Texture()
-    answer = annotate(HeadAnnotator(teacher, heads), x0, names, READING)
+    answer = annotate(HeadAnnotator(teacher, heads, seed=0), x0, names, READING)
     np.testing.assert_array_equal(answer.evaluations, 1)
     # c^2 / s^2 = t at the level.
     truth = x0.std(axis=(1, 2, 3), dtype=np.float64) / np.sqrt(np.log(0.55 / 0.45))
@@ -74,11 +75,27 @@ def test_the_check_says_how_far_off_it_is_on_images_that_it_did_not_learn_from(h
         assert head.check.logit_error.shape == (12,)
 
 
+def test_looks_bring_a_poor_head_closer_to_the_levels(heads):
+    x0, names = textures(64, seed=2)
+    teacher = Texture()
+    lessons = Lessons(*textures(240, seed=1), np.arange(240) % 4 == 0)
+    poor = QUICK.model_copy(update={"num_steps": 20, "max_median_octaves": 9.0})
+    truth = x0.std(axis=(1, 2, 3), dtype=np.float64) / np.sqrt(np.log(0.55 / 0.45))
+    errors = []
+    for num_looks in (0, 3):
+        config = poor.model_copy(update={"num_looks": num_looks})
+        found = [train_head(teacher, lessons, config, READING, seed=0, fold=f) for f in (0, 1)]
+        answer = annotate(HeadAnnotator(teacher, found, seed=0), x0, names, READING)
+        np.testing.assert_array_equal(answer.evaluations, 1 + 2 * num_looks)
+        errors.append(np.median(np.abs(np.log2(answer.crossings.sigma_min / truth))))
+    assert errors[1] < errors[0] / 2
+
+
 def test_every_image_is_answered_by_the_head_of_its_fold(heads):
     x0, names = textures(6, seed=3)
-    both = HeadAnnotator(Texture(), heads).curves(x0, names)
-    swapped = HeadAnnotator(Texture(), heads[::-1]).curves(x0, names)
-    alone = HeadAnnotator(Texture(), heads).curves(x0[1:2], names[1:2])
+    both = HeadAnnotator(Texture(), heads, seed=0).curves(x0, names)
+    swapped = HeadAnnotator(Texture(), heads[::-1], seed=0).curves(x0, names)
+    alone = HeadAnnotator(Texture(), heads, seed=0).curves(x0[1:2], names[1:2])
     np.testing.assert_allclose(both.logits[1:2], alone.logits, rtol=1e-4, atol=1e-5)
     assert np.abs(both.logits - swapped.logits).max() > 0
     ends = both.logit_standard_error[1][[0, -1]]
