@@ -64,7 +64,7 @@ class Recipe(_Frozen):
         ood: how distance to the trusted set is measured.
         classifier: the networks that tell trusted images from the pool's at every level.
         annotator: how the classifier is asked about the pool; null: on its own grid of levels.
-            `kind: head` asks once an image, for large pools.
+            `kind: head` asks 7 times an image, for large pools.
         arms: name of each model to train, and the rule whose levels it obeys.
         main_arm: the arm that the report explains.
         baseline_arm: the arm that the report compares with.

@@ -50,7 +50,7 @@ _CLASSIFIER = ClassifierConfig.model_validate(
         "order": {"num_chains": 1_000},
     }
 )
-_SAMPLES = SampleConfig(num_images=2_000, num_steps=18, solver="dpm++2m", lowest=0.01, highest=20.0)
+_SAMPLES = SampleConfig(num_images=1_000, num_steps=18, solver="dpm++2m", lowest=0.01, highest=20.0)
 
 FULL = Form(name="full", classifier=_CLASSIFIER, samples=_SAMPLES)
 QUICK = Form(
@@ -58,7 +58,7 @@ QUICK = Form(
     num_test=300,
     training=TrainingSettings(num_images=48_000),
     classifier=_CLASSIFIER.model_copy(update={"num_images": 10_000}),
-    samples=_SAMPLES.model_copy(update={"num_images": 1_000}),
+    samples=_SAMPLES.model_copy(update={"num_images": 500}),
 )
 
 

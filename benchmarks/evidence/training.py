@@ -42,7 +42,7 @@ class TrainingSettings(Frozen):
     """What is the same for every arm."""
 
     network: PatchedUNetConfig = PatchedUNetConfig(
-        patch=4, widths=(64,), pixel_width=24, attention=False
+        patch=2, widths=(48,), pixel_width=24, attention=False
     )
     prior: LogNormalPrior = LogNormalPrior(mean=-0.6, std=1.2)
     optimizer: OptimizerConfig = OptimizerConfig(
