@@ -52,7 +52,7 @@ def record_goals(study: Study) -> None:
             "images_to_reference_best", max(needed), unit="share of only-reference's images",
             goal=0.5, better="lower", compared_with="images until only-reference's best checkpoint",
             spread=f"{len(needed)} runs, {min(needed):.2f} .. {max(needed):.2f}",
-            note="validation loss; checks at every twentieth of the budget",
+            note=f"validation loss, looked at {study.form.training.num_checks} times a run",
         )  # fmt: skip
 
 

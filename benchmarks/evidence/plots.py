@@ -63,10 +63,11 @@ def curves(file: Path, arms: Mapping[Arm, Sequence[tuple[int, float]]]) -> None:
 def sweep(
     file: Path, label: str, places: Sequence[float], arms: Mapping[Arm, Sequence[float]]
 ) -> None:
-    """Draw one number of each arm against what is swept; a place without one is left out."""
+    """Draw the loss of each arm against what is swept; a place without one (NaN) is left out."""
     figure, axis = pyplot.subplots(figsize=(4.6, 3.2))
     for arm, values in arms.items():
         _line(axis, np.array(places), np.array(values), arm, marker="o")
+    axis.set_xscale("log")
     axis.set_xlabel(label)
     axis.set_ylabel("held-out loss, summed over levels")
     axis.legend(fontsize=7)

@@ -48,7 +48,7 @@ def write(form: Form, folder: Path) -> None:
         READING.read_text() if form.name == "full" else "",
         "\n".join(_headline(study)),
         "\n".join(_severities(study)),
-        "\n".join(_shares(study)),
+        "\n".join(_shares(study, images)),
         "\n".join(_arms(study)),
         "\n".join(_others(study)),
         "\n".join(_speed(study)),
@@ -168,7 +168,7 @@ def _severities(study: Study) -> Iterator[str]:
     yield "\nCells are loss / FD."
 
 
-def _shares(study: Study) -> Iterator[str]:
+def _shares(study: Study, images: Path) -> Iterator[str]:
     groups = list(groups_of(study, plan.swept_problems()))
     if not groups:
         return
@@ -188,6 +188,24 @@ def _shares(study: Study) -> Iterator[str]:
                 f"| {name_of(chosen)} | {_loss_and_distance(group, chosen)} "
                 f"| {told([100 * e for e in group.excess(chosen)], '+.1f')} % |"
             )
+    yield ""
+    for severity in sorted({group.problem.severity for group in groups}):
+        name = f"evidence_shares_{severity:g}.png"
+        _share_plot(images / name, [g for g in groups if g.problem.severity == severity])
+        yield f"![loss by number of clean images, blur {severity:g}](images/{name})"
+
+
+def _share_plot(file: Path, groups: Sequence[Group]) -> None:
+    groups = sorted(groups, key=lambda group: group.problem.num_reference)
+    arms: dict[Arm, list[float]] = {
+        arm: [
+            float(np.mean([row.total for row in group.rows(arm)])) if group.rows(arm) else np.nan
+            for group in groups
+        ]
+        for arm in plan.SWEPT_ARMS
+    }
+    label = f"clean images of {plan.SWEPT_IMAGES}"
+    plots.sweep(file, label, [group.problem.num_reference for group in groups], arms)
 
 
 def _loss_and_distance(group: Group, arm: Arm) -> str:
