@@ -25,7 +25,7 @@ from dagster_project.defs import (
     windows,
 )
 from dagster_project.defs.project import RECIPE_VARIABLE, ROOT_VARIABLE, Project
-from dagster_project.defs.specs import complete
+from dagster_project.defs.specs import complete, has_windows
 from dagster_project.logfile import file_logger, terminal_logger
 
 # The orchestrator itself passes a parameter that is in beta when it resolves sensors.
@@ -34,16 +34,20 @@ warnings.filterwarnings("ignore", message="Parameter `owners`", category=dg.Beta
 
 def build_definitions(project: Project) -> dg.Definitions:
     """Return the whole graph for one project."""
+    with_windows = has_windows(project)
+    groups = [ingest, curate, annotate, train, evaluate, *([windows] if with_windows else [])]
     return dg.Definitions(
         assets=dg.map_asset_specs(
             complete(project),
             # Unlike other loaders, this one may meet source assets: there are none.
             cast(
                 Sequence[dg.AssetsDefinition],
-                dg.load_assets_from_modules([ingest, curate, annotate, windows, train, evaluate]),
+                dg.load_assets_from_modules(groups),
             ),
         ),
-        asset_checks=dg.load_asset_checks_from_modules([checks, window_checks]),
+        asset_checks=dg.load_asset_checks_from_modules(
+            [checks, window_checks] if with_windows else [checks]
+        ),
         jobs=[
             jobs.new_batch,
             jobs.rescore,

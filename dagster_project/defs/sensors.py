@@ -17,11 +17,13 @@ from dagster_project.defs.training_jobs import train
 from dagster_project.operations.config import Watch
 from dagster_project.operations.notices import Notice, notify
 from schemas.errors import AmbientOmniError, JobAlreadyRunning
+from schemas.ids import canonical_hash
 
 _LOOK_SECONDS = 30
 # A listing that did not change is looked through all the same this often: a disk may come back.
 _RELOOK_SECONDS = 3600
 _NUM_LOOKED_AT = 20
+_NUM_NAMED = 5
 
 
 def build_sensors(project: Project) -> list[dg.SensorDefinition]:
@@ -154,11 +156,12 @@ def _classifier_candidate(status: dg.DefaultSensorStatus) -> dg.SensorDefinition
         drifted = drifted_batches(root, request, promoted)
         if not drifted:
             return dg.SkipReason("no batch that came since the promotion drifts")
-        key = f"{promoted}:{','.join(drifted)}"
+        key = f"{promoted}:{canonical_hash(drifted)}"
+        named = ", ".join(drifted[:_NUM_NAMED]) + (", ..." if drifted[_NUM_NAMED:] else "")
         if context.cursor == key:
-            return dg.SkipReason(f"a candidate was asked for because of {', '.join(drifted)}")
+            return dg.SkipReason(f"a candidate was asked for because of {named}")
         context.update_cursor(key)
-        return dg.RunRequest(run_key=key, tags={"ambient-omni/drifted": ",".join(drifted)[:200]})
+        return dg.RunRequest(run_key=key, tags={"ambient-omni/drifted": named})
 
     return classifier_candidate
 

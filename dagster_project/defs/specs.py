@@ -4,7 +4,7 @@ A code version is what a job calls its own: of a scorer pack, of an encoder, of 
 rules. So the web page marks as stale what a new version would change, and nothing else.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import dagster as dg
@@ -38,7 +38,7 @@ AUTOMATIC = frozenset(
 )
 
 
-def due(without: Sequence[str] = ()) -> dg.AutomationCondition[Any]:
+def due() -> dg.AutomationCondition[Any]:
     """Return when a partition of a batch is materialized by itself.
 
     It is new, its code version changed, or what it reads has other data than before (not: was
@@ -46,9 +46,6 @@ def due(without: Sequence[str] = ()) -> dg.AutomationCondition[Any]:
     for a person or for the nightly schedule. Blocking checks are no part of this: the history knows
     one verdict per check, not one per batch, so a bad batch would stop all others. A batch that is
     held back refuses by itself.
-
-    Args:
-        without: optional assets that the recipe has no use for; nothing waits for them.
     """
     condition: Any = dg.AutomationCondition
     reason = (
@@ -56,32 +53,42 @@ def due(without: Sequence[str] = ()) -> dg.AutomationCondition[Any]:
         | condition.code_version_changed()
         | condition.any_deps_match(
             condition.data_version_changed() | condition.will_be_requested()
-        ).ignore(dg.AssetSelection.assets("reference_sets", *without))
+        ).ignore(dg.AssetSelection.assets("reference_sets"))
     )
-    unused = dg.AssetSelection.assets(*without)
     whole: Any = (
         reason.since_last_handled()
-        & ~condition.any_deps_missing().ignore(unused)
-        & ~condition.any_deps_in_progress().ignore(unused)
+        & ~condition.any_deps_missing()
+        & ~condition.any_deps_in_progress()
         & ~condition.in_progress()
     )
     labelled: dg.AutomationCondition[Any] = whole.with_label("new or stale")
     return labelled
 
 
+def has_windows(project: Project) -> bool:
+    """Say whether the graph has the assets of windows: its recipe asks for them, or there is none.
+
+    Without a recipe the graph documents all that there can be.
+    """
+    recipe = project.recipe_values
+    return not recipe or has_rule(recipe, WINDOWS)
+
+
 def complete(project: Project) -> Callable[[dg.AssetSpec], dg.AssetSpec]:
-    """Return what adds owner, code version and condition to an asset's spec."""
-    versions, recipe = code_versions(project), project.recipe_values
-    # Without a root the graph documents what there can be.
-    without = WINDOW_ASSETS if recipe and not has_rule(recipe, WINDOWS) else ()
-    automatic = AUTOMATIC - frozenset(without)
+    """Return what adds owner, code version and condition to an asset's spec.
+
+    And takes away what the asset would wait for in vain: assets of windows that are not there.
+    """
+    versions = code_versions(project)
+    absent = {dg.AssetKey(name) for name in (() if has_windows(project) else WINDOW_ASSETS)}
 
     def add(spec: dg.AssetSpec) -> dg.AssetSpec:
         name = spec.key.to_user_string()
         return spec.replace_attributes(
+            deps=[dep for dep in spec.deps if dep.asset_key not in absent],
             owners=OWNERS[str(spec.group_name)],
             code_version=versions.get(name),
-            automation_condition=due(without) if name in automatic else None,
+            automation_condition=due() if name in AUTOMATIC else None,
         )
 
     return add

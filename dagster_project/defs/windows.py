@@ -1,7 +1,6 @@
 """Group `annotate`, for arms with windows: below which level foreign images teach the truth.
 
-Optional: without an arm of kind `crop_window` these assets say so, measure nothing, and nothing
-waits for them.
+Optional: under a recipe without an arm of kind `crop_window` they are left out of the graph.
 """
 
 from collections.abc import Mapping

@@ -6,6 +6,7 @@ from dagster._core.errors import DagsterExecutionStepExecutionError
 
 from dagster_project.arms import policy_of
 from dagster_project.defs.window_checks import _judged
+from dagster_project.defs.windows import NAMES
 from dagster_project.operations.batches import chain_of
 from dagster_project.operations.stale import stale_work
 from dagster_project.recipe import parse_recipe
@@ -116,18 +117,29 @@ def test_a_batch_that_comes_later_falls_under_the_same_windows(windows):
     assert "context" not in why
 
 
-def test_without_an_arm_with_windows_nothing_is_measured_and_nothing_waits(root):
+def test_without_an_arm_with_windows_the_graph_has_no_assets_of_windows(root):
     request = asked(VALUES | {"arms": PLAIN, "main_arm": "only_reference"})
     request.save(root)
     assert not {step.name for step, _ in plan(request)} & {"windows", "context", "crops"}
     orchestrator = Orchestrator(root)
+    graph = orchestrator.definitions.get_repository_def().asset_graph
+    assert not {dg.AssetKey(name) for name in NAMES} & graph.get_all_asset_keys()
+    parents = graph.get(dg.AssetKey("noise_annotations")).parent_keys
+    assert parents == {
+        dg.AssetKey(name) for name in ("noise_curves", "quality_scores", "reference_sets")
+    }
+    assert is_due(orchestrator, ("samples", "noise_curves", "quality_scores", "noise_annotations"))
+
+
+def test_a_recipe_that_lost_its_windows_since_the_graph_was_loaded_measures_nothing(root):
+    asked(VALUES).save(root)
+    orchestrator = Orchestrator(root)
+    asked(VALUES | {"arms": PLAIN, "main_arm": "only_reference"}).save(root)
     found, checks = materialize(orchestrator, "crop_classifier")
     assert found["line"].value == "no arm of the recipe is of kind crop_window"
     assert checks == {"crop_classifier_is_valid": True}
     assert materialize(orchestrator, "crop_scores", "foreign")[0]["dagster/row_count"].value == 0
     assert root.tables.read("crop_classifiers").num_rows == 0
-    upstream = ("samples", "noise_curves", "quality_scores", "noise_annotations")
-    assert is_due(orchestrator, upstream)
 
 
 def test_levels_with_windows_wait_for_the_crops(root):
