@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -97,14 +98,22 @@ def above_and_below(group: Group, arm: Arm) -> tuple[list[float], list[float]]:
 def images_needed(group: Group, arm: Arm) -> list[float]:
     """Return images until only-reference's best validation loss, over what it took itself.
 
-    One number a seed; infinite where an arm never gets there.
+    One number a seed, linear between two looks; infinite where an arm never gets there.
     """
     found = []
     for alone, row in group.together("only_reference", arm):
         goal = min(loss for _, loss in alone.train["curve"])
-        seen = [number for number, loss in row.train["curve"] if loss <= goal]
-        found.append(seen[0] / alone.train["selected_at"] if seen else math.inf)
+        found.append(_first_below(row.train["curve"], goal) / alone.train["selected_at"])
     return found
+
+
+def _first_below(curve: Sequence[tuple[int, float]], goal: float) -> float:
+    if curve[0][1] <= goal:
+        return float(curve[0][0])
+    for (seen, loss), (later, lower) in itertools.pairwise(curve):
+        if lower <= goal:
+            return seen + (later - seen) * (loss - goal) / (loss - lower)
+    return math.inf
 
 
 def told(values: Sequence[float], digits: str = ".3f") -> str:

@@ -369,6 +369,13 @@ def test_the_median_level_parts_the_loss_and_null_is_above_every_level():
 def test_images_needed_are_a_share_of_what_only_reference_took():
     rows = [_row("only_reference", 0, 4, validation=2.0), _row("pilot", 0, 3, validation=1.0)]
     assert images_needed(Group(_study(rows), rows[1].cell.problem), "pilot") == [0.5]
+    sooner = rows[1].model_copy(
+        update={"train": rows[1].train | {"curve": [[20, 4.0], [40, 1.0], [60, 1.5]]}}
+    )
+    alone = rows[0].train["selected_at"]
+    study = _study([rows[0], sooner])
+    # 2 of the 3 from 4.0 down to 1.0.
+    assert images_needed(Group(study, sooner.cell.problem), "pilot") == [(20 + 40 / 3) / alone]
     rows[1] = _row("pilot", 0, 3, validation=3.0)
     assert images_needed(Group(_study(rows), rows[1].cell.problem), "pilot") == [math.inf]
 
