@@ -1,5 +1,6 @@
 """What finished tasks leave behind, so that a job that was stopped goes on where it was."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -28,7 +29,11 @@ class Done:
 
 @dataclass(frozen=True)
 class Receipts:
-    """Receipts of the tasks of one job, in a folder that is named by all that it depends on."""
+    """Receipts of the tasks of one job, in a folder that is named by all that it depends on.
+
+    Those are the slices that the job makes, all of them: a run that was killed between two of its
+    commits goes on with the receipts that it had when neither was made.
+    """
 
     folder: Path
 
@@ -44,7 +49,10 @@ class Receipts:
         write_json(self._path(task), {"files": files, "counts": dict(done.counts)})
 
     def find(self, task: object, stores: Mapping[str, Store]) -> Done | None:
-        """Return what an earlier run of the task wrote, None if that is not all there any more."""
+        """Return what an earlier run of the task wrote for these tables.
+
+        None if that is not all there, or not any more.
+        """
         path = self._path(task)
         try:
             if time.time() - path.stat().st_mtime > _MAX_AGE_SECONDS:
@@ -52,8 +60,10 @@ class Receipts:
             facts = json.loads(path.read_text())
         except (OSError, ValueError):
             return None
-        done = Done({t: [WrittenFile(**f) for f in s] for t, s in facts["files"].items()},
-                    facts["counts"])  # fmt: skip
+        if not set(stores) <= set(facts["files"]):
+            return None
+        files = {table: [WrittenFile(**file) for file in facts["files"][table]] for table in stores}
+        done = Done(files, facts["counts"])
         whole = all(
             stores[table].size_or_none(file.path) == file.size
             for table, some in done.files.items()
@@ -62,8 +72,13 @@ class Receipts:
         return done if whole else None
 
     def forget(self) -> None:
-        """Remove them all: the job is done."""
+        """Remove them all, the job is done; and others that are too old to count."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        others = self.folder.parent.iterdir() if self.folder.parent.exists() else ()
+        for folder in others:
+            with contextlib.suppress(OSError):  # another job's end removed it
+                if time.time() - folder.stat().st_mtime > _MAX_AGE_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _path(self, task: object) -> Path:
         return self.folder / f"{hashlib.sha256(repr(task).encode()).hexdigest()[:24]}.json"

@@ -106,12 +106,13 @@ def run_slices(
     Raises:
         TasksFailed: a task failed on every try; nothing became visible.
     """
+    receipts = Receipts.of(root, {t.table: [dict(t.slice), dict(t.inputs)] for t in targets})
     stale = [target for target in targets if not target.is_current(root)]
     if not stale:
+        receipts.forget()  # of a run that was stopped behind its last commit
         return Outcome()
     commit_id = uuid.uuid4().hex[:16]
     blank = {t.table: root.tables.writer(t.table, t.slice, commit_id) for t in stale}
-    receipts = Receipts.of(root, {t.table: [dict(t.slice), dict(t.inputs)] for t in stale})
     stores = {t.table: root.tables.store(t.table) for t in stale}
     found = [receipts.find(task, stores) for task in tasks]
     missing = [number for number, one in enumerate(found) if one is None]

@@ -170,8 +170,9 @@ def _store(
     plans = plan_shards(
         batch, [s.stored for s in found], config.images_per_shard, config.max_shard_bytes
     )
-    for leftover in (root.shards / batch).glob(".*.partial"):
-        leftover.unlink()
+    for pattern in (".*.partial", f".{_manifest(root, batch).name}.*"):  # of a run that was killed
+        for leftover in (root.shards / batch).glob(pattern):
+            leftover.unlink()
 
     def read(stored: Stored) -> bytes:
         try:
