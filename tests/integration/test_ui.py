@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -88,15 +89,22 @@ def served(tmp_path_factory):
     arguments = ["--source", folder / "pool", "--reference", folder / "reference"]
     run = ["run", "--root", folder / "root", *arguments, "--until", "references"]
     assert cli.main([str(a) for a in run]) == 0
+    with serving(folder / "root") as page:
+        page.root = folder / "root"
+        yield page
+
+
+@contextmanager
+def serving(root, *flags):
+    """Serve a root's page as a person does; everything has ended afterwards."""
     port = free_port()
-    command = [sys.executable, "-m", "dagster_project.cli", "ui", "--root", folder / "root"]
+    command = [sys.executable, "-m", "dagster_project.cli", "ui", "--root", root, *flags]
     process = subprocess.Popen(
         [*map(str, command), "--port", str(port)], stdout=subprocess.PIPE, text=True
     )
     page = Page(f"http://127.0.0.1:{port}")
     try:
         page.wait(process)
-        page.root = folder / "root"
         yield page
     finally:
         children = children_of(process.pid)
@@ -108,7 +116,8 @@ def served(tmp_path_factory):
 
 def test_the_graph_shows_what_the_command_line_did(served):
     nodes = {n["assetKey"]["path"][-1]: n for n in served.ask(ASSETS)["assetNodes"]}
-    assert set(nodes) == {name for step in STEPS for name in step.assets}
+    wanted = [step for step in STEPS if step.only_for is None]  # the recipe has no windows
+    assert set(nodes) == {name for step in wanted for name in step.assets}
     assert sorted(nodes["samples"]["partitionKeys"]) == ["pool", "reference"]
     assert sorted(nodes["trained_models"]["partitionKeys"]) == [
         "annotated",
