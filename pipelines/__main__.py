@@ -16,6 +16,8 @@ from schemas.root import Root
 if TYPE_CHECKING:
     from pipelines.imports import ImportedFile
 
+    Jobs = argparse._SubParsersAction[argparse.ArgumentParser]
+
 Config = TypeVar("Config", bound=BaseModel)
 
 _INTERRUPTED = 130
@@ -292,6 +294,13 @@ def _parser() -> argparse.ArgumentParser:
         "does only what is missing or stale. Also starts under spark-submit.",
     )
     jobs = parser.add_subparsers(title="jobs", required=True, metavar="JOB")
+    for add in (_add_sources, _add_measures, _add_pixels, _add_rules, _add_imports, _add_upkeep):
+        add(jobs)
+    return parser
+
+
+def _add_sources(jobs: "Jobs") -> None:
+    """Add the jobs that say which images there are."""
     ingest = _job(jobs, "ingest", _ingest, "bring images in as one batch", config=True)
     ingest.add_argument("--source", required=True, help="folder, .tar shards or URL list")
     ingest.add_argument("--role", default="pool", choices=("pool", "reference", "evaluation"))
@@ -305,18 +314,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     references.add_argument("--validation-fraction", type=float, default=0.2)
     references.add_argument("--evaluation-batch", help="batch that only reports may look at")
-    _job(jobs, "score", _score, "scores and embeddings, one decoding pass", config=True, spark=True)
-    _job(
-        jobs,
-        "rescore",
-        _rescore,
-        "whatever scores and embeddings are missing or stale, of all batches",
-        batch=False,
-        config=True,
-        spark=True,
-    )
-    ood = _job(jobs, "ood", _ood, "distance to a reference set", config=True, spark=True)
+
+
+def _add_measures(jobs: "Jobs") -> None:
+    """Add the jobs that score, embed and compare images."""
+    both = {"config": True, "spark": True}
+    _job(jobs, "score", _score, "scores and embeddings, one decoding pass", **both)
+    missing = "whatever scores and embeddings are missing or stale, of all batches"
+    _job(jobs, "rescore", _rescore, missing, batch=False, **both)
+    ood = _job(jobs, "ood", _ood, "distance to a reference set", **both)
     ood.add_argument("--reference-set", default="trusted")
+    equal = "clusters of equal images, over all batches"
+    same = _job(jobs, "dedup", _dedup, equal, batch=False, **both)
+    same.add_argument("--kind", choices=("exact", "perceptual", "semantic"), required=True)
+
+
+def _add_pixels(jobs: "Jobs") -> None:
+    """Add the jobs that make training packs and ask classifiers about them."""
     _job(jobs, "pack", _pack, "pixels for training under one transform", config=True, spark=True)
     curves = _job(jobs, "curves", _curves, "what a noise classifier says", spark=True)
     curves.add_argument("--classifier-id", required=True)
@@ -325,36 +339,18 @@ def _parser() -> argparse.ArgumentParser:
         help="how it is asked: grid, exhaustive, sequential, head, or a YAML file of one's "
         "settings (default: the classifier's own grid)",
     )
-    same = _job(
-        jobs,
-        "dedup",
-        _dedup,
-        "clusters of equal images, over all batches",
-        batch=False,
-        config=True,
-        spark=True,
-    )
-    same.add_argument("--kind", choices=("exact", "perceptual", "semantic"), required=True)
-    _job(
-        jobs,
-        "windows",
-        _windows,
-        "train crop classifiers and measure how much context denoising needs",
-        batch=False,
-        config=True,
-    )
+    once = "train crop classifiers and measure how much context denoising needs"
+    _job(jobs, "windows", _windows, once, batch=False, config=True)
     crops = _job(jobs, "crops", _crops, "what a crop classifier says")
     crops.add_argument("--crop-classifier-id", required=True)
     crops.add_argument("--map-size", type=int, help="keep P(in domain) of each crop of this side")
     crops.add_argument("--draw", type=Path, metavar="FOLDER", help="draw some of the maps there")
-    _job(
-        jobs,
-        "pilot",
-        _pilot,
-        "short trainings that set a policy's thresholds by held-out loss and detail",
-        batch=False,
-        config=True,
-    )
+
+
+def _add_rules(jobs: "Jobs") -> None:
+    """Add the jobs that turn measurements into levels."""
+    short = "short trainings that set a policy's thresholds by held-out loss and detail"
+    _job(jobs, "pilot", _pilot, short, batch=False, config=True)
     annotate = _job(jobs, "annotate", _annotate, "levels under a policy; touches no pixel")
     policy = annotate.add_mutually_exclusive_group(required=True)
     policy.add_argument("--policy", type=Path, help="YAML file of a policy")
@@ -365,17 +361,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BATCH",
         help="batches that a quality_rank's border is frozen on (default: --batch)",
     )
-    _add_imports(jobs)
+
+
+def _add_upkeep(jobs: "Jobs") -> None:
+    """Add the jobs that keep tables small and take-downs complete."""
     _job(jobs, "compact", _compact, "rewrite tables into fewer files", batch=False)
-    vacuum = _job(
-        jobs, "vacuum", _vacuum, "delete files that no kept or pinned version needs", batch=False
-    )
+    unneeded = "delete files that no kept or pinned version needs"
+    vacuum = _job(jobs, "vacuum", _vacuum, unneeded, batch=False)
     vacuum.add_argument("--retention-hours", type=int, default=168)
     _job(jobs, "purge", _purge, "blank what was taken down, remove facts about it", batch=False)
-    return parser
 
 
-def _add_imports(jobs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_imports(jobs: "Jobs") -> None:
     """Add the jobs that bring in what others measured or decided."""
     scores = _import(jobs, "import-scores", _import_scores, "scores of a file, as a new version")
     scores.add_argument("--column", nargs="+", help="which columns (default: all numbers)")
@@ -400,7 +397,7 @@ def _add_imports(jobs: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 
 def _import(
-    jobs: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    jobs: "Jobs",
     name: str,
     run: Callable[[argparse.Namespace], JobReport],
     text: str,
@@ -419,7 +416,7 @@ def _import(
 
 
 def _job(
-    jobs: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    jobs: "Jobs",
     name: str,
     run: Callable[[argparse.Namespace], JobReport],
     text: str,
