@@ -195,9 +195,11 @@ def _add_compare(commands: Commands) -> None:
 
 def _training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="", help="a bundled recipe or a YAML file")
-    parser.add_argument("--steps", type=int, help="budget (default: the recipe's)")
+    parser.add_argument("--steps", type=_count, help="budget (default: the recipe's)")
     parser.add_argument(
-        "--devices", type=int, help="processes of torchrun on this machine (default: the recipe's)"
+        "--devices",
+        type=_count,
+        help="processes of torchrun on this machine (default: the recipe's)",
     )
 
 
@@ -322,6 +324,12 @@ def _compare(options: argparse.Namespace) -> int:
     from dagster_project.commands.operate import compare
 
     return compare(options.root, {"arms": options.arm} | _asked(options))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 def _asked(options: argparse.Namespace) -> dict[str, Any]:

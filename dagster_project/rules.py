@@ -74,7 +74,7 @@ class PilotRule(_Frozen):
     edges: tuple[float, ...] | None = Field(
         default=None, description="Levels that part the bands; null: one per held-out level."
     )
-    detail_tolerance: float = Field(default=0.01, ge=0, description="See `PilotConfig`.")
+    detail_tolerance: float = Field(default=0.1, ge=0, description="See `PilotConfig`.")
     num_images: int = Field(
         default=int(SMALL["num_images"]),
         ge=1,

@@ -124,7 +124,7 @@ def _policy(
                 "the main arm's rule (tau=0.4), nor a rule as YAML, nor a policy_id of this root"
             )
         return load(root, rule)
-    arm = "what-if"
+    arm = "asked"
     changed = recipe.model_dump(mode="json")
     changed["arms"] |= {arm: dict(rule)}
     return policy_of(root, request, parse_recipe(changed, "--policy"), arm)

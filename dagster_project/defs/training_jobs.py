@@ -82,12 +82,14 @@ def plan_comparison(
         arms = config.arms or list(project.with_recipe(config.recipe).request.full_recipe.arms)
         # From here on it does not matter what is committed while the first arms train.
         common["table_versions"] = _present_versions(project, config.table_versions)
-    for arm in arms:
+    planned = []
+    for arm in arms:  # all are named, or refused, before the first is trained
         wanted = common | {"arm": arm, "policy_id": ""}
         with refusals():
-            run_id = _trainer(project, wanted)[0]
-        context.log.info(f"{arm}: run {run_id}")
-        yield dg.DynamicOutput(wanted | {"run_id": run_id}, mapping_key=_safe(arm))
+            planned.append(wanted | {"run_id": _trainer(project, wanted)[0]})
+    for wanted in planned:
+        context.log.info(f"{wanted['arm']}: run {wanted['run_id']}")
+        yield dg.DynamicOutput(wanted, mapping_key=_safe(wanted["arm"]))
 
 
 @dg.op(description="Trains one arm of a comparison.")

@@ -252,3 +252,39 @@ def test_what_was_asked_for_stands_in_the_root(ambient_omni, folder, tmp_path):
     asked = json.loads((root / FILE).read_text())
     assert asked["recipe"]["ingest"]["labels_from_folders"] is True
     assert {b["source"] for b in asked["batches"]} >= {str(pool)}
+
+
+COMMANDS = {
+    "status": [],
+    "rescore": [],
+    "train": [],
+    "compare": [],
+    "candidate": [],
+    "promote": [],
+    "what-if": [],
+    "explain": ["abcdef"],
+    "ui": [],
+    "accept": ["pool", "--why", "seen"],
+    "exclude": ["abcdef", "--why", "asked"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_folder_that_is_no_root_is_refused_by_every_command(command, tmp_path, capsys):
+    words = [command, "--root", str(tmp_path / "nowhere"), *COMMANDS[command]]
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert "nowhere is no root" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+@pytest.mark.parametrize("flag", ["--steps", "--devices"])
+@pytest.mark.parametrize("number", ["0", "-3", "1.5", "many"])
+def test_a_budget_that_is_no_number_of_steps_is_refused(command, flag, number, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--root", "x", f"{flag}={number}"])
+    assert stop.value.code == 2
+    assert f"{number!r} is no whole number of at least 1" in capsys.readouterr().err
