@@ -38,6 +38,9 @@ VERSIONS: dict[Stage, int] = {"curves": 1, "windows": 1, "train": 1, "measure": 
 """Raise one whenever its stage computes something else: its results, and all that rest on them,
 are computed anew."""
 
+_ARM_VERSIONS: dict[Arm, int] = {"pilot": 2}
+"""The same for how an arm gives levels; from 2 on."""
+
 NO_DAMAGE = "none"
 FOREIGN = "foreign"
 _WITHOUT_DAMAGE: frozenset[Arm] = frozenset({"only_reference", "all_clean"})
@@ -143,8 +146,10 @@ class Task(Frozen):
 
     def key(self, form: Form) -> str:
         """Return the hash of everything that the result depends on."""
+        of_arm = _ARM_VERSIONS.get(self.cell.arm)
         return canonical_hash(
             {
+                **({"arm_version": of_arm} if of_arm and self.stage == "train" else {}),
                 "stage": self.stage,
                 "version": VERSIONS[self.stage],
                 "data_version": DATA_VERSION,

@@ -15,31 +15,37 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Candidates against the last one, by band; each field is (C, K).
+    """Candidates by band; each field is (C, K). Gains are against the last candidate.
 
     gain: relative fall of held-out loss, (reference - candidate) / reference.
     gain_error: its standard error, paired by image.
-    detail: change of true fine detail, as a share of the clean images' own.
-    detail_error: its standard error.
+    fine_gain: the same of the squared error at fine frequencies alone.
+    fine_gain_error: its standard error.
+    missing: how much too weak the candidate's own fine detail is; see `detail.missing_detail`.
+    missing_error: its standard error.
     """
 
     gain: Floats
     gain_error: Floats
-    detail: Floats
-    detail_error: Floats
+    fine_gain: Floats
+    fine_gain_error: Floats
+    missing: Floats
+    missing_error: Floats
 
 
 def choose(found: Comparison, detail_tolerance: float) -> list[int]:
     """Return the candidate of each band.
 
-    A candidate is accepted in a band where it lowers the loss by more than its standard error and
-    true detail does not fall by more than the tolerance, beyond its own error. As levels rise
-    candidates may only get laxer (see `PilotCalibrated`), so the best sequence is chosen, not the
-    best of each band: the one with the largest sum of gains, each less its error.
+    A candidate is accepted in a band where it lowers the loss by more than its standard error, is
+    not worse at fine frequencies by more than that, and does not put fine detail out too weak by
+    more than the tolerance, beyond its own error. As levels rise candidates may only get laxer
+    (see `PilotCalibrated`), so the best sequence is chosen, not the best of each band: the one
+    with the largest sum of gains, each less its error.
     """
     value = found.gain - found.gain_error
-    loses_detail = found.detail + found.detail_error < -detail_tolerance
-    value[(value <= 0) | loses_detail] = -np.inf
+    is_worse = found.fine_gain + found.fine_gain_error < 0
+    is_soft = found.missing - found.missing_error > detail_tolerance
+    value[(value <= 0) | is_worse | is_soft] = -np.inf
     value[-1] = 0.0
     return best_sequence(value)
 

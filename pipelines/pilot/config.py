@@ -43,10 +43,9 @@ class PilotConfig(Frozen):
         description="Levels that part the bands, ascending; null: a band for each held-out level.",
     )
     detail_tolerance: float = Field(
-        default=0.01,
+        default=0.1,
         ge=0,
-        description="Loss of true fine detail, as a share of the clean images' own, that counts "
-        "as none.",
+        description="How much too weak a candidate may put fine detail out, as a share of it.",
     )
     training: dict[str, Any] = Field(
         default_factory=dict,

@@ -1,10 +1,12 @@
-"""How much true fine detail a denoiser's output holds.
+"""Whether a denoiser leaves out fine detail that it could know.
 
 A denoiser that has only seen blurred images can have a low squared error: it leaves out what it is
-not sure of. What is missing shows in the spectrum. The plain power of the output is no measure of
-detail: a model that has learned its images by heart puts wrong detail everywhere. So the output is
-projected on the clean image, frequency by frequency: what is there and right counts, what is made
-up does not.
+not sure of. What is missing shows in the spectrum, but neither in the output's power there nor in
+how much of it is right: a model that has learned its images by heart puts out more of both, right
+and wrong detail alike. What tells the two apart is whether the output would come nearer to the
+clean image if its fine frequencies were multiplied by some b. For the best denoiser, the
+conditional mean, b is 1 (what it is wrong by is orthogonal to what it says). A model that makes
+detail up has b < 1; one that was taught to leave it out has b > 1.
 
 Legend: N images, C channels, H height, W width.
 """
@@ -40,17 +42,22 @@ def fine_detail(
     return right, whole, power
 
 
-def detail_change(right_N: Floats, right_before_N: Floats, whole_N: Floats) -> tuple[float, float]:
-    """Return how much more true detail one model holds than another, and its standard error.
+def missing_detail(right_N: Floats, power_N: Floats) -> tuple[float, float]:
+    """Return b - 1 and its standard error, b = sum right / sum power: how much is left out.
 
-    As a share of the clean images' mean fine power, paired by image; 0 where they have none.
+    0.2 says that fine detail is put out a fifth too weak; below 0, more is put out than is right.
+    Where nothing is put out b is not known: 0 with an infinite error. Delta method for a ratio of
+    sums over images.
     """
-    scale = float(whole_N.mean())
-    if scale <= 0:
-        return 0.0, 0.0
-    change = (right_N - right_before_N) / scale
-    error = change.std(ddof=1) / np.sqrt(len(change)) if len(change) > 1 else 0.0
-    return float(change.mean()), float(error)
+    whole = float(power_N.sum())
+    if whole <= 0:
+        return 0.0, float("inf")
+    count, slope = len(power_N), float(right_N.sum()) / whole
+    if count < 2:
+        return slope - 1, float("inf")
+    residual = right_N - slope * power_N
+    error = np.sqrt(count / (count - 1) * float(np.square(residual).sum())) / whole
+    return slope - 1, float(error)
 
 
 def _fine_frequencies(height: int, width: int) -> NDArray[np.bool_]:

@@ -39,6 +39,12 @@ class Measured:
     power: Floats
     whole: Floats
 
+    @property
+    def fine_error(self) -> Floats:
+        """(N, L) squared error of the output over fine frequencies."""
+        error: Floats = self.power - 2 * self.right + self.whole[:, None]
+        return error
+
 
 def measure_run(root: Root, run_id: str) -> Measured:
     """Measure the selected checkpoint of a finished, unconditional run on its held-out set.

@@ -16,8 +16,8 @@ from pipelines.jobs.annotate import annotate
 from pipelines.measures import classifier_row
 from pipelines.pilot.choose import Comparison, choose, in_bands, relative_gain
 from pipelines.pilot.config import PilotConfig
-from pipelines.pilot.detail import detail_change
-from pipelines.pilot.measure import Measured, measure_run
+from pipelines.pilot.detail import missing_detail
+from pipelines.pilot.measure import Floats, Measured, measure_run
 from pipelines.policies import ClassifierThreshold, FixedPerSource, PilotCalibrated
 from schemas.errors import BadInput, NotEnoughReferences
 from schemas.ids import canonical_hash
@@ -25,6 +25,7 @@ from schemas.reference_sets import TRUSTED
 from schemas.root import Root, write_json
 
 ONLY_REFERENCE = "only reference"
+_RULE = 2  # raise it when `choose` would choose otherwise by the same measurements
 
 Candidate = ClassifierThreshold | FixedPerSource
 
@@ -143,6 +144,7 @@ def _pilot_id(root: Root, config: PilotConfig, runs: dict[str, TrainConfig]) -> 
         "runs": {name: RunRecord.of(root, run).run_id for name, run in runs.items()},
         "edges": config.band_edges(),
         "detail_tolerance": config.detail_tolerance,
+        "rule": _RULE,
         "run_images": config.run_images,
     }
     return canonical_hash(inputs)
@@ -192,23 +194,22 @@ def _findings(
 
 def compare(measured: Sequence[Measured], edges: Sequence[float]) -> Comparison:
     """Compare runs with the last one, band by band."""
-    sigmas, reference = measured[0].sigmas, measured[-1]
-    before = in_bands(reference.loss, sigmas, edges)
-    right_before = in_bands(reference.right, sigmas, edges)
-    gains, details = [], []
+    sigmas = measured[0].sigmas
+
+    def banded(values_NL: Floats) -> Floats:
+        return in_bands(values_NL, sigmas, edges)
+
+    before, fine_before = banded(measured[-1].loss), banded(measured[-1].fine_error)
+    found: dict[str, list[Floats]] = {"gain": [], "fine_gain": [], "missing": []}
     for run in measured:
-        gains.append(relative_gain(in_bands(run.loss, sigmas, edges), before))
-        right = in_bands(run.right, sigmas, edges)
-        changes = [
-            detail_change(right[:, band], right_before[:, band], reference.whole)
-            for band in range(right.shape[1])
-        ]
-        details.append(np.array(changes).T)
+        right, power = banded(run.right), banded(run.power)
+        missing = [missing_detail(*pair) for pair in zip(right.T, power.T, strict=True)]
+        found["gain"].append(np.array(relative_gain(banded(run.loss), before)))
+        found["fine_gain"].append(np.array(relative_gain(banded(run.fine_error), fine_before)))
+        found["missing"].append(np.array(missing).T)
     return Comparison(
-        gain=np.array([gain for gain, _ in gains]),
-        gain_error=np.array([error for _, error in gains]),
-        detail=np.array([change for change, _ in details]),
-        detail_error=np.array([error for _, error in details]),
+        **{name: np.stack([value for value, _ in runs]) for name, runs in found.items()},
+        **{f"{name}_error": np.stack([error for _, error in runs]) for name, runs in found.items()},
     )
 
 

@@ -15,7 +15,7 @@ from pipelines.__main__ import main
 from pipelines.jobs.annotate import annotate
 from pipelines.pilot.choose import Comparison, best_sequence, choose, in_bands, relative_gain
 from pipelines.pilot.config import PilotConfig
-from pipelines.pilot.detail import detail_change, fine_detail
+from pipelines.pilot.detail import fine_detail, missing_detail
 from pipelines.pilot.run import calibrate, cost, result_file
 from schemas.errors import BadInput, NotEnoughReferences, TableMissing
 from schemas.registry import contract
@@ -121,26 +121,35 @@ def blurred(images, severity=1.5):
     return [gaussian_blur(image, severity, rng.generator(0, "x")) for image in images]
 
 
-def test_blur_takes_true_detail_away_and_noise_adds_none():
+def test_detail_is_missing_from_a_weak_output_and_not_from_the_best_or_from_one_that_invents():
     clean = to_x0(np.array(pictures(60, 3)))
-    soft = to_x0(np.array(blurred(pictures(60, 3))))
-    noisy = clean + rng.normal(clean.shape, 0, "test")
-    right, whole, _ = fine_detail(clean, clean)
-    assert right == pytest.approx(whole)
-    right_soft, _, _ = fine_detail(soft, clean)
-    change, error = detail_change(right_soft, right, whole)
-    assert change < -0.5
-    assert error < 0.1
-    right_noisy, _, power = fine_detail(noisy, clean)
-    change, error = detail_change(right_noisy, right, whole)
-    assert abs(change) < 4 * error
+    noise = rng.normal(clean.shape, 0, "test")
+    # The conditional mean under white noise on white images: a shrunk observation.
+    white, sigma = rng.normal(clean.shape, 1, "test"), 0.7
+    best = (white + sigma * noise) / (1 + sigma**2)
+    for scale, expected in ((1.0, 0.0), (0.5, 1.0), (2.0, -0.5)):
+        right, _, power = fine_detail(scale * best, white)
+        found, error = missing_detail(right, power)
+        assert abs(found - expected) < 4 * error
+        assert error < 0.05
+    right, whole, power = fine_detail(clean + noise, clean)
+    assert missing_detail(right, power)[0] < -0.5
     assert power.mean() > 3 * whole.mean()
 
 
-def test_images_without_fine_detail_lose_none():
+def test_blur_puts_fine_detail_out_too_weak():
+    clean = to_x0(np.array(pictures(60, 3)))
+    soft = to_x0(np.array(blurred(pictures(60, 3))))
+    right, _, power = fine_detail(soft, clean)
+    found, error = missing_detail(right, power)
+    assert found > 0.5 + 2 * error
+
+
+def test_of_an_output_without_fine_detail_nothing_is_known():
     flat = np.ones((3, 3, 8, 8))
-    right, whole, _ = fine_detail(flat, flat)
-    assert detail_change(right, right, np.zeros_like(whole)) == (0.0, 0.0)
+    right, _, power = fine_detail(flat, flat)
+    assert missing_detail(right, np.zeros_like(power)) == (0.0, np.inf)
+    assert missing_detail(np.ones(1), np.ones(1)) == (0.0, np.inf)
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 2**16))
@@ -159,21 +168,36 @@ def test_the_best_sequence_is_the_one_that_brute_force_finds(candidates, bands, 
     assert sum(value[c, k] for k, c in enumerate(found)) == best
 
 
-def comparison(gain, detail, error=0.01):
-    gain = np.array(gain, float)
+def comparison(gain, fine_gain=None, missing=None, error=0.01):
+    gain, errors = np.array(gain, float), np.full(np.shape(gain), 0.01)
+    none = np.zeros_like(gain)
     return Comparison(
-        gain, np.full_like(gain, error), np.array(detail, float), np.full_like(gain, 0.01)
+        gain,
+        np.full_like(gain, error),
+        none if fine_gain is None else np.array(fine_gain, float),
+        errors,
+        none if missing is None else np.array(missing, float),
+        errors,
     )
 
 
-def test_a_lower_loss_without_detail_is_not_accepted():
-    gain = [[0.2, 0.2], [0.1, 0.1], [0, 0]]
-    assert choose(comparison(gain, [[-0.3, 0], [0, 0], [0, 0]]), 0.01) == [1, 0]
-    assert choose(comparison(gain, np.zeros((3, 2))), 0.01) == [0, 0]
+GAIN = [[0.2, 0.2], [0.1, 0.1], [0, 0]]
+
+
+def test_a_lower_loss_by_leaving_detail_out_is_not_accepted():
+    assert choose(comparison(GAIN), 0.1) == [0, 0]
+    assert choose(comparison(GAIN, missing=[[0.3, 0], [0, 0], [0, 0]]), 0.1) == [1, 0]
+    assert choose(comparison(GAIN, missing=[[0.05, 0], [0, 0], [0, 0]]), 0.1) == [0, 0]
+    # Too much of it is no reason: the loss has counted that.
+    assert choose(comparison(GAIN, missing=[[-0.3, 0], [0, 0], [0, 0]]), 0.1) == [0, 0]
+
+
+def test_a_lower_loss_with_worse_detail_is_not_accepted():
+    assert choose(comparison(GAIN, fine_gain=[[-0.1, 0], [0, 0], [0, 0]]), 0.1) == [1, 0]
 
 
 def test_a_gain_within_its_error_is_none():
-    assert choose(comparison([[0.02], [0]], [[0], [0]], error=0.03), 0.01) == [1]
+    assert choose(comparison([[0.02], [0]], error=0.03), 0.1) == [1]
 
 
 def test_bands_are_means_of_their_levels():
@@ -188,7 +212,8 @@ def test_a_blurred_pool_is_kept_out_of_low_levels_and_twice_equals_once(fill):
     root = fill(blurred(pictures(90, 2), 2.5))
     found = calibrate(root, config(), show=False)
     low = found.table[0]
-    assert low["candidates"]["everything"]["detail"] < -0.05
+    everything = low["candidates"]["everything"]
+    assert everything["fine_gain"] < -everything["fine_gain_error"]
     assert low["chosen"] == "only reference"
     assert found.policy.tau[0] is None
     for batch in ("ref", "pool"):
