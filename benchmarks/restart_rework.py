@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,10 +49,11 @@ def main() -> None:
         return
     moments = rng.generator(0, "bench-kills").random((options.kills, 2))
     with tempfile.TemporaryDirectory() as work:
-        folder = write_images(Path(work) / "images")
+        fresh = ingested(Path(work) / "fresh", write_images(Path(work) / "images"))
         found = []
         for number, (progress, pause) in enumerate(moments):
-            root = ingested(Path(work) / f"root-{number}", folder)
+            root = Root(Path(work) / f"root-{number}")
+            shutil.copytree(fresh.path, root.path)
             images = int(progress * IMAGES)
             found.append(repeated(root, Path(work) / f"{number}.log", images, pause))
             print(f"killed after {images} of {IMAGES} images: {found[-1]:.2f} shards", flush=True)
