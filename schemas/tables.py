@@ -337,10 +337,10 @@ class Tables:
         properties: CommitProperties,
     ) -> int:
         schema, parts = Schema.from_arrow(wanted.arrow_schema), list(wanted.partition_by)
-        location = self.store(wanted.name).location
+        store = self.store(wanted.name)
         if delta is None:
             create_table_with_add_actions(
-                location,
+                store.location,
                 schema,
                 [a for a in actions if isinstance(a, AddAction)],
                 mode="error",
@@ -351,12 +351,15 @@ class Tables:
                 commit_properties=properties,
             )
             return 0
+        version = int(delta.version()) + 1
         delta.create_write_transaction(
             list(actions), "append", schema, parts, commit_properties=properties
         )
-        # On an object store delta-rs leaves the handle at the version before.
-        delta.update_incremental()
-        return int(delta.version())
+        # The handle stays where it was, and to update it costs as much as the commit. Versions have
+        # no gaps: ours is the next one, or behind it those of other machines.
+        while store.has(f"_delta_log/{version + 1:020d}.json"):
+            version += 1
+        return version
 
     def _retry(
         self, name: str, attempt: Callable[[], Commit], files: Sequence[WrittenFile]
