@@ -33,7 +33,7 @@ def classifier_id_of(root: Root, request: Request) -> str:
     Else the one that the recipe makes of the root's present data.
     """
     recipe = request.full_recipe
-    promoted = promoted_id(root, recipe.transform.noise_space)
+    promoted = promoted_id(root, recipe.noise_space)
     if promoted is not None:
         return promoted
     from ambient_omni.classifier.noise_classifier import classifier_id_for
@@ -44,6 +44,7 @@ def classifier_id_of(root: Root, request: Request) -> str:
         pool_batches=request.of_role("pool"),
         reference_set=TRUSTED,
         transform=recipe.transform,
+        latents=recipe.training.latents,
     )
 
 
@@ -68,7 +69,7 @@ def policy_of(
     root: Root, request: Request, recipe: Recipe, arm: str, *, make: bool = False
 ) -> AnyPolicy:
     """Return the policy of one arm, named as the arm."""
-    rule, space = recipe.arms[arm], recipe.transform.noise_space
+    rule, space = recipe.arms[arm], recipe.noise_space
     if isinstance(rule, ClassifierRule):
         return _threshold(root, request, rule, space, arm)
     if isinstance(rule, FixedRule):

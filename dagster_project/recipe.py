@@ -2,7 +2,7 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +18,9 @@ from pipelines.jobs.ood import OodConfig
 from pipelines.jobs.score import ScoreConfig
 from pipelines.spark import SparkSettings
 from schemas.errors import BadInput
+
+if TYPE_CHECKING:
+    from ambient_omni.data.packs import Space
 
 SUFFIXES = (".yaml", ".yml", ".json")
 Model = TypeVar("Model", bound=BaseModel)
@@ -68,7 +71,7 @@ class Recipe(_Frozen):
         arms: name of each model to train, and the rule whose levels it obeys.
         main_arm: the arm that the report explains.
         baseline_arm: the arm that the report compares with.
-        training: what all arms share.
+        training: what all arms share; with `latents`, classifiers and levels are in them too.
         spark: how to reach Spark.
         operations: what happens by itself: watched folders, drift, promotion, launches.
         demo_data: only the demo's recipes: the images to draw.
@@ -89,6 +92,20 @@ class Recipe(_Frozen):
     spark: SparkSettings = SparkSettings()
     operations: OperationsConfig = OperationsConfig()
     demo_data: DemoDataConfig | None = None
+
+    @property
+    def space(self) -> "Space":
+        """What levels, classifiers and training speak about: pixels, or latents of training's."""
+        if self.training.latents is None:
+            return self.transform
+        from ambient_omni.data.latents import latent_space
+
+        return latent_space(self.training.latents, self.transform)
+
+    @property
+    def noise_space(self) -> str:
+        """What σ is measured in."""
+        return self.space.noise_space
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":

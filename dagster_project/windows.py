@@ -69,7 +69,7 @@ def measure(root: Root, request: Request, recipe: Recipe, arm: str, part: Part) 
     rule, pool = window_rules(recipe)[arm], request.of_role("pool")
     if part == "crop_classifier":
         found = train_crop_classifier(
-            root, rule.crops, foreign_batches=pool, reference_set=TRUSTED, space=recipe.transform
+            root, rule.crops, foreign_batches=pool, reference_set=TRUSTED, space=recipe.space
         )
     else:
         found = measure_receptive_field(
@@ -77,7 +77,7 @@ def measure(root: Root, request: Request, recipe: Recipe, arm: str, part: Part) 
             rule.receptive_field,
             foreign_batches=pool,
             reference_set=TRUSTED,
-            space=recipe.transform,
+            space=recipe.space,
         )
     write_json(_file(root, arm, part), {"settings": _settings(recipe, arm, part), "id": found})
     return found
@@ -126,7 +126,7 @@ def reach_of(row: Mapping[str, Any], recipe: Recipe, arm: str) -> dict[int, floa
         recipe: where the arm is.
         arm: which.
     """
-    sizes = window_rules(recipe)[arm].crops.sizes_in(min(recipe.transform.x0_shape[1:]))
+    sizes = window_rules(recipe)[arm].crops.sizes_in(min(recipe.space.x0_shape[1:]))
     sigmas, needed = np.array(row["sigmas"], np.float64), np.array(row["needed_context"])
     levels = window_levels(sigmas, needed, np.array(sizes, np.int64))
     return dict(zip(sizes, levels.tolist(), strict=True))
@@ -135,7 +135,7 @@ def reach_of(row: Mapping[str, Any], recipe: Recipe, arm: str) -> dict[int, floa
 def _settings(recipe: Recipe, arm: str, part: Part) -> Mapping[str, Any]:
     rule = window_rules(recipe)[arm]
     config = rule.crops if part == "crop_classifier" else rule.receptive_field
-    return {"noise_space": recipe.transform.noise_space, **config.model_dump(mode="json")}
+    return {"noise_space": recipe.noise_space, **config.model_dump(mode="json")}
 
 
 def _file(root: Root, arm: str, part: Part) -> Path:

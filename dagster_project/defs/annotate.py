@@ -29,7 +29,7 @@ def noise_classifier(project: Project) -> Result:
     from pipelines.measures import classifier_row
 
     root, request = project.root, project.request
-    promoted, seconds = promoted_id(root, request.full_recipe.transform.noise_space), 0.0
+    promoted, seconds = promoted_id(root, request.full_recipe.noise_space), 0.0
     if promoted is None:
         classifier_id, seconds = timed(train_candidate, root, request)
     else:

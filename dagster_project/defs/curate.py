@@ -124,20 +124,22 @@ def ood_scores(context: dg.AssetExecutionContext, project: Project) -> Result:
     kinds={"spark", "numpy"},
     description=(
         "The batch's pixels under the recipe's transform, fixed-size rows that training maps into "
-        "memory: nothing is decoded twice."
+        "memory: nothing is decoded twice. And its latents, where the recipe trains on them."
     ),
 )
 def training_pack(context: dg.AssetExecutionContext, project: Project) -> Result:
     """Build the pack of one batch."""
     from dagster_project.galleries import score_galleries
+    from dagster_project.latents import encode
     from dagster_project.pictures import pack_picture
     from pipelines.jobs.pack import build_pack
 
     recipe, root, batch = project.request.full_recipe, project.root, context.partition_key
     report = run_job(build_pack, root, batch, recipe.transform, settings=recipe.spark)
+    run_job(encode, root, recipe, batch)
     pictures = pack_picture(root, recipe.transform, batch)
     scores = recipe.scores
     versions = {f"scores/{name}": scores.pack_of(name).version for name in scores.packs}
     pictures |= score_galleries(root, recipe.transform, batch, versions)
-    more = {"noise_space": recipe.transform.noise_space, **pictures}
+    more = {"noise_space": recipe.noise_space, **pictures}
     return job_result(root, report, more=more)

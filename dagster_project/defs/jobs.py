@@ -130,7 +130,7 @@ def train_candidate_classifier(
 
     root, request = project.root, project.request
     recipe, life = request.full_recipe, request.operations.classifier
-    space = recipe.transform.noise_space
+    space = recipe.noise_space
     with refusals():
         candidate = classifiers.train_candidate(root, request)
         promoted = classifiers.promoted_id(root, space)
@@ -174,7 +174,7 @@ def promote_now(project: Project, classifier_id: str, *, force: bool) -> dict[st
     from dagster_project.operations import classifiers
 
     root, request = project.root, project.request
-    life, space = request.operations.classifier, request.full_recipe.transform.noise_space
+    life, space = request.operations.classifier, request.full_recipe.noise_space
     chosen = classifier_id or classifiers.newest_candidate(root, space)
     before = classifiers.promoted_id(root, space)
     result = None

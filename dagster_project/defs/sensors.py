@@ -150,7 +150,7 @@ def _classifier_candidate(status: dg.DefaultSensorStatus) -> dg.SensorDefinition
         from dagster_project.operations.drifted import drifted_batches
 
         root, request = project.root, project.request
-        promoted = promoted_id(root, request.full_recipe.transform.noise_space)
+        promoted = promoted_id(root, request.full_recipe.noise_space)
         if promoted is None:
             return dg.SkipReason("no classifier is promoted: each pool makes its own")
         drifted = drifted_batches(root, request, promoted)

@@ -97,11 +97,13 @@ def complete(project: Project) -> Callable[[dg.AssetSpec], dg.AssetSpec]:
 def code_versions(project: Project) -> dict[str, str]:
     """Return the code version of each asset that has one, under the root's recipe."""
     recipe: Mapping[str, Any] = project.recipe_values
+    transform = recipe.get("transform", {})
+    latents = recipe.get("training", {}).get("latents")
     versions = {
         "noise_annotations": canonical_hash(recipe.get("arms", {})),
-        "training_pack": canonical_hash(recipe.get("transform", {})),
+        "training_pack": canonical_hash([transform, latents] if latents else transform),
         "samples": canonical_hash(recipe.get("ingest", {})),
-        "noise_classifier": canonical_hash(recipe.get("classifier", {})),
+        "noise_classifier": canonical_hash([recipe.get("classifier", {}), latents]),
         "noise_curves": canonical_hash(recipe.get("annotator", {})),
     }
     arms: Mapping[str, Any] = recipe.get("arms", {})

@@ -72,7 +72,7 @@ def chain_of(root: Root, request: Request, batch: str, until: str) -> list[tuple
     defined = root.tables.read(
         "reference_sets", ["sample_row"], {"reference_set": TRUSTED}
     ).num_rows
-    alone = promoted_id(root, request.full_recipe.transform.noise_space) is not None
+    alone = promoted_id(root, request.full_recipe.noise_space) is not None
     if not alone and until == "annotate":
         return [(step, partition) for step in steps for partition in step.partitions(request, ())]
     work: list[tuple[Step, str | None]] = []

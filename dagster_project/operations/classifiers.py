@@ -66,6 +66,7 @@ def train_candidate(root: Root, request: Request) -> str:
         pool_batches=request.of_role("pool"),
         reference_set=TRUSTED,
         transform=recipe.transform,
+        latents=recipe.training.latents,
     )
 
 
@@ -81,7 +82,7 @@ def compare(
     both = [load(root, name) for name in (candidate, promoted)]
     gains = []
     for members, trusted in ((data.validation, True), (data.pool, False)):
-        images = members.images(root, recipe.transform).first_by_content(max_images)
+        images = members.images(root, recipe.space).first_by_content(max_images)
         new, old = (_right(classifier, images, trusted=trusted) for classifier in both)
         gains.append(new - old)
     error = np.sqrt(sum(np.var(gain, ddof=1) / len(gain) for gain in gains))

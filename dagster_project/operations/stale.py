@@ -94,9 +94,11 @@ def _ood(root: Root, request: Request, recipe: Recipe, batch: str) -> str:
 
 
 def _pack(root: Root, request: Request, recipe: Recipe, batch: str) -> str:
+    from dagster_project.latents import is_encoded
     from pipelines.jobs.pack import build_pack
 
-    return _told(build_pack(root, batch, recipe.transform, dry_run=True))
+    why = _told(build_pack(root, batch, recipe.transform, dry_run=True))
+    return why or ("" if is_encoded(root, recipe, batch) else "its latents are not encoded")
 
 
 def _classifier(root: Root, request: Request, recipe: Recipe, _: str) -> str:

@@ -1,10 +1,13 @@
 """Which batches ask for a classifier, and what a look at them costs."""
 
+import dagster as dg
 import numpy as np
 import pytest
 
 from ambient_omni import rng
 from dagster_project.arms import policy_of
+from dagster_project.definitions import build_definitions
+from dagster_project.defs.project import Project
 from dagster_project.operations import drifted
 from dagster_project.operations.drift import accepted_before
 from dagster_project.operations.drifted import drifted_batches
@@ -147,3 +150,31 @@ def test_each_batch_is_held_against_the_last_of_its_stream_that_was_let_in(root)
     pairs = dict(drifted._unlearned(root, request, "c"))
     assert pairs == {"b2": "b1", "a3": "a1"}
     assert all(accepted_before(request, batch) == before for batch, before in pairs.items())
+
+
+def test_the_sensor_asks_once_because_of_the_same_batches(pool):
+    request = asked("a1", "a2", "a3", "a4")
+    request.save(pool)
+    project = Project(root_path=str(pool.path))
+    sensor = build_definitions(project).get_repository_def().get_sensor_def("classifier_candidate")
+
+    def tick(cursor):
+        context = dg.build_sensor_context(
+            instance=dg.DagsterInstance.ephemeral(), cursor=cursor, resources={"project": project}
+        )
+        return sensor.evaluate_tick(context)
+
+    assert "no classifier is promoted" in tick(None).skip_message
+    trained(
+        pool, "c", space=request.full_recipe.noise_space, status="promoted", batches=("a1", "a2")
+    )
+    first = tick(None)
+    (asked_for,) = first.run_requests
+    assert asked_for.tags["ambient-omni/drifted"] == "a3"
+    again = tick(first.cursor)
+    assert not again.run_requests
+    assert again.skip_message == "a candidate was asked for because of a3"
+    score(pool, "a4", shift=-5, again=1)
+    (other,) = tick(again.cursor).run_requests
+    assert other.tags["ambient-omni/drifted"] == "a3, a4"
+    assert other.run_key != asked_for.run_key
