@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -31,6 +32,13 @@ class Reporter:
         if math.isfinite(result.gradient_norm):
             self._norms.append(result.gradient_norm)
         self._rate = result.learning_rate
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Do what is no step, such as evaluating and saving: its time is none of the steps'."""
+        began = time.monotonic()
+        yield
+        self._since += time.monotonic() - began
 
     def write_means(self, step: int) -> None:
         """Write a line of means, if there was any finite step. Every process has to call it."""

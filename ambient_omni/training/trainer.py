@@ -136,10 +136,11 @@ class Trainer:
                 ):
                     self._saver.snapshot(self._engine, done)
                 stopping = votes.any(stop.requested)
-                if last or self._due(config.evaluate_every_images):
-                    self._evaluate_and_save()
-                elif stopping:
-                    self._save()
+                with self._reporter.aside():
+                    if last or self._due(config.evaluate_every_images):
+                        self._evaluate_and_save()
+                    elif stopping:
+                        self._save()
                 if stopping and not last:
                     self._stopped()
             self._finish()

@@ -219,6 +219,21 @@ def test_a_gradient_that_overflowed_is_no_part_of_the_mean(trainable, config):
     assert "gradient_norm" not in lines[1]
 
 
+def test_evaluating_and_saving_is_no_time_of_the_steps(trainable, config, monkeypatch):
+    lines, clock = [], [0.0]
+    monkeypatch.setattr("ambient_omni.training.reporting.time.monotonic", lambda: clock[0])
+    run = SimpleNamespace(config=config(), log=lines.append)
+    accelerator = SimpleNamespace(num_processes=1, is_main_process=True, log=lambda *a, **k: None)
+    reporter = Reporter(run, accelerator)
+    for _ in range(2):
+        clock[0] += 1.5
+        reporter.add(StepResult(loss=0.5, gradient_norm=1.0, learning_rate=0.1, finite=True))
+        with reporter.aside():
+            clock[0] += 60
+    reporter.write_means(2)
+    assert lines[0]["seconds_per_step"] == 1.5
+
+
 def test_losses_that_are_not_finite_are_skipped_and_then_stop_the_run(
     trainable, config, monkeypatch
 ):
