@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 from deltalake import DeltaTable
 
 from schemas.contract import Contract
@@ -13,8 +14,6 @@ from schemas.errors import TableDamaged
 from schemas.store import Store, one_line
 
 if TYPE_CHECKING:
-    import pyarrow.dataset as ds
-
     from schemas.take_downs import TakeDowns
 
 # 15 hex digits are 60 bits: a Delta transaction version is a signed 64-bit integer.
@@ -99,9 +98,7 @@ class Snapshot:
         """Return the sample rows that were taken down, for readers that go past `read`."""
         return self._take_downs.sample_rows if self._take_downs is not None else frozenset()
 
-    def _dataset(self, where: Where | None) -> "ds.Dataset":
-        import pyarrow.dataset as ds  # brings in pandas, which who only asks for versions can spare
-
+    def _dataset(self, where: Where | None) -> ds.Dataset:
         # Not delta-rs's own dataset: its guarantees from file statistics make pyarrow's `is_in`
         # wrong where a bound is unknown. Parquet footers prune row groups just as well.
         parts = {k: v for k, v in (where or {}).items() if k in self.contract.partition_by}
@@ -115,7 +112,7 @@ class Snapshot:
             partition_base_dir=self._store.full(),
         )
 
-    def _exclusion_rule(self) -> pc.Expression | None:
+    def _exclusion_rule(self) -> ds.Expression | None:
         if self._take_downs is None or "sample_row" not in self.contract.names:
             return None
         ids = self._take_downs.sample_ids
@@ -123,11 +120,11 @@ class Snapshot:
             return None
         if "sample_id" in self.contract.names:
             gone = pa.array(sorted(ids))
-            rule = ~pc.field("sample_id").isin(gone)
+            rule = ~ds.field("sample_id").isin(gone)
             # An attempt without bytes has no sample_id and stays visible.
-            return rule | pc.field("sample_id").is_null()
+            return rule | ds.field("sample_id").is_null()
         rows = pa.array(sorted(self._take_downs.sample_rows), type=pa.int64())
-        return ~pc.field("sample_row").isin(rows) if len(rows) else None
+        return ~ds.field("sample_row").isin(rows) if len(rows) else None
 
 
 def slice_key(wanted: Contract, slice: Mapping[str, str]) -> str:
@@ -164,21 +161,21 @@ def key_order(wanted: Contract) -> list[tuple[str, str]]:
     return [(k, "ascending") for k in first + rest]
 
 
-def _expression(wanted: Contract, where: Where | None) -> pc.Expression | None:
-    rule: pc.Expression | None = None
+def _expression(wanted: Contract, where: Where | None) -> ds.Expression | None:
+    rule: ds.Expression | None = None
     for name, value in (where or {}).items():
         if _is_list(value):
-            part = pc.field(name).isin(pa.array(list(value), type=wanted.column(name).type))
+            part = ds.field(name).isin(pa.array(list(value), type=wanted.column(name).type))
         else:
-            part = pc.field(name) == pc.scalar(value)
+            part = ds.field(name) == pc.scalar(value)
         rule = _and(rule, part)
     return rule
 
 
-def _ranges(between: Mapping[str, tuple[Any, Any]] | None) -> pc.Expression | None:
-    rule: pc.Expression | None = None
+def _ranges(between: Mapping[str, tuple[Any, Any]] | None) -> ds.Expression | None:
+    rule: ds.Expression | None = None
     for name, (low, high) in (between or {}).items():
-        rule = _and(rule, (pc.field(name) >= low) & (pc.field(name) <= high))
+        rule = _and(rule, (ds.field(name) >= low) & (ds.field(name) <= high))
     return rule
 
 
@@ -186,7 +183,7 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple | set | frozenset)
 
 
-def _and(left: pc.Expression | None, right: pc.Expression | None) -> pc.Expression | None:
+def _and(left: ds.Expression | None, right: ds.Expression | None) -> ds.Expression | None:
     if left is None or right is None:
         return right if left is None else left
     return left & right

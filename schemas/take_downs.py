@@ -5,7 +5,7 @@ import urllib.parse
 from collections.abc import Sequence
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from schemas.registry import contract
 from schemas.snapshot import Snapshot, live_paths
@@ -59,9 +59,7 @@ class TakeDowns:
         return self._ever_of(sample_ids, ["shard", "byte_offset", "num_bytes"])
 
     def _ever_of(self, sample_ids: frozenset[str], columns: Sequence[str]) -> pa.Table:
-        import pyarrow.dataset as ds  # see `Snapshot`: most roots have nothing taken down
-
-        rule = pc.field("sample_id").isin(pa.array(sorted(sample_ids), pa.string()))
+        rule = ds.field("sample_id").isin(pa.array(sorted(sample_ids), pa.string()))
         stored = ds.dataset(
             [self._samples.full(name) for name in self._ever_committed()],
             schema=contract(_SAMPLES).stored_schema,
