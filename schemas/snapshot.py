@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+# With the package, although it brings in pandas: threads that import it first, several at once
+# and by way of pyarrow, find half of it.
 import pyarrow.dataset as ds
 from deltalake import DeltaTable
 

@@ -44,6 +44,17 @@ class Group:
             for alone, row, clean in self.together("only_reference", arm, "all_clean")
         ]
 
+    def gap_of_means(self, arm: Arm, measure: str) -> float:
+        """Return the share of the gap between the seeds' means that an arm closes; NaN: no gap.
+
+        A seed's own gap can be near 0, and its share then anything.
+        """
+        rows = self.together("only_reference", arm, "all_clean")
+        if not rows:
+            return math.nan
+        means = np.mean([[_value(row, measure) for row in three] for three in rows], axis=0)
+        return gap_closed(*(float(mean) for mean in means))
+
     def excess(self, arm: Arm) -> list[float]:
         """Return how much worse an arm's loss is than the better baseline's, as a share."""
         return [
@@ -128,6 +139,19 @@ def told(values: Sequence[float], digits: str = ".3f") -> str:
 def percent(values: Sequence[float]) -> str:
     """Write shares as whole percents."""
     return told([100 * value for value in values], ".0f")
+
+
+def gap_told(group: Group, arm: Arm, measure: str) -> str:
+    """Write the gap between the means in percent, and behind it that of each seed."""
+    each = group.gaps(arm, measure)
+    if not each:
+        return "–"
+    seeds = f" ({', '.join(_percent(gap) for gap in each)})" if len(each) > 1 else ""
+    return f"{_percent(group.gap_of_means(arm, measure))} %{seeds}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}" if math.isfinite(share) else "–"
 
 
 def title(problem: Problem) -> str:

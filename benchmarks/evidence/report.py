@@ -14,6 +14,7 @@ from benchmarks.evidence.groups import (
     BASELINES,
     Group,
     above_and_below,
+    gap_told,
     groups_of,
     images_needed,
     name_of,
@@ -76,7 +77,8 @@ training, annotation or choice has seen.
 *Loss*: EDM-weighted denoising loss of clean test tiles, summed over {len(form.test_sigmas)}
 levels. *FD*: Fréchet distance of {form.samples.num_images} samples on features of
 EfficientNet-Lite0; it is no FID, and only differences mean something. *Gap closed*: (only
-reference − arm) / (only reference − all clean); 100 % is as good as if the whole pool were clean.
+reference − arm) / (only reference − all clean), of the means over seeds, and of each seed in
+brackets; 100 % is as good as if the whole pool were clean, – where all-clean is no better.
 *Copies*: samples nearer to a training image than 99 % of the test tiles are. ± is the 95 % interval
 over seeds (Student's t); a number without ± is of one seed.
 """
@@ -98,9 +100,9 @@ def _table(group: Group, arms: Sequence[Arm]) -> Iterator[str]:
         if rows:
             yield (
                 f"| {name_of(arm)} | {told([row.total for row in rows])} "
-                f"| {percent(group.gaps(arm, 'loss'))} % "
-                f"| {told([row.test['fd'] for row in rows], '.1f')} "
-                f"| {percent(group.gaps(arm, 'fd'))} % "
+                f"| {gap_told(group, arm, 'loss')} "
+                f"| {told([row.test['fd'] for row in rows], '.0f')} "
+                f"| {gap_told(group, arm, 'fd')} "
                 f"| {told([1000 * row.test['kid'] for row in rows], '.1f')} "
                 f"| {told([row.test['precision'] for row in rows], '.2f')} "
                 f"| {told([row.test['recall'] for row in rows], '.2f')} "
@@ -161,8 +163,8 @@ def _severities(study: Study) -> Iterator[str]:
             losses = " | ".join(_loss_and_distance(group, arm) for arm in (*BASELINES, "all_clean"))
             yield (
                 f"| {group.problem.severity:g} | {losses} | {name_of(chosen)} "
-                f"| {percent(group.gaps(chosen, 'loss'))} % "
-                f"| {percent(group.gaps(chosen, 'fd'))} % "
+                f"| {gap_told(group, chosen, 'loss')} "
+                f"| {gap_told(group, chosen, 'fd')} "
                 f"| {_PUBLISHED.get(group.problem.severity, '–')} % |"
             )
     yield "\nCells are loss / FD."

@@ -69,13 +69,15 @@ def test_a_head_that_is_right_is_hardly_moved_by_noisy_looks():
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.floats(0.1, 1.5), st.floats(-2, 2))
-def test_the_error_says_how_far_off_the_moved_curve_may_be(level, octaves_off):
-    levels = np.full(100, level)
-    found = moved(levels * 2**octaves_off, Truth(levels))
-    error = octaves(found, levels)
+@given(st.integers(0, 2**16))
+def test_the_error_is_right_where_heads_err_as_their_check_says(seed):
+    draw = rng.generator(seed, "test-looks-heads")
+    levels = np.exp(draw.uniform(np.log(0.15), np.log(1.5), 300))
+    heads = levels * 2 ** np.clip(0.1 * draw.standard_cauchy(300), -2, 2)
+    found = moved(heads, Truth(levels))
     told = READING.crossings(found).standard_error_octaves
-    assert np.mean(np.abs(error) < 2.5 * told) > 0.85
+    inside = np.mean(np.abs(octaves(found, levels)) < 1.645 * told)
+    assert 0.82 < inside < 0.97
 
 
 def test_what_all_images_share_in_a_look_is_taken_off():
