@@ -107,7 +107,7 @@ class Form(Frozen):
     training: TrainingSettings = TrainingSettings()
     classifier: ClassifierConfig
     samples: SampleConfig
-    feature_side: int = Field(default=64, ge=32, description="What Lite0 sees, pixels.")
+    feature_side: int = Field(default=128, ge=32, description="What Lite0 sees, pixels.")
     num_crops: int = Field(default=30_000, ge=64, description="Of the crop classifier.")
     fixed_level: float = Field(default=1.0, gt=0, description="Of the fixed level and of the rest.")
 
