@@ -10,7 +10,7 @@ from PIL import Image
 from ambient_omni import rng
 from benchmarks.evidence import images, plan, report, results, run, tasks
 from benchmarks.evidence.cells import FOREIGN, Cell, Form, Problem, Task
-from benchmarks.evidence.groups import Group, above_and_below, images_needed
+from benchmarks.evidence.groups import Group, above_and_below, gap_told, images_needed
 from benchmarks.evidence.results import Row, Study, gap_closed, interval, paired_by_photo
 from benchmarks.evidence.store import Store
 from benchmarks.evidence.training import TrainingSettings
@@ -366,6 +366,19 @@ def test_the_median_level_parts_the_loss_and_null_is_above_every_level():
     assert above_and_below(group, "pilot") == ([], [-0.25])
 
 
+def test_the_gap_of_several_seeds_is_that_of_their_means():
+    rows = [
+        _row(arm, seed, loss)
+        for seed, losses in enumerate(((5.0, 2.0, 3.5), (2.0, 3.0, 2.5)))
+        for arm, loss in zip(("only_reference", "all_clean", "pilot"), losses, strict=True)
+    ]
+    group = Group(_study(rows), rows[2].cell.problem)
+    # Means of 3.5, 2.5 and 3.0; the second seed alone has no gap.
+    assert group.gap_of_means("pilot", "loss") == 0.5
+    assert gap_told(group, "pilot", "loss") == "50 % (50, –)"
+    assert gap_told(group, "classifier_hard", "loss") == "–"
+
+
 def test_images_needed_are_a_share_of_what_only_reference_took():
     rows = [_row("only_reference", 0, 4, validation=2.0), _row("pilot", 0, 3, validation=1.0)]
     assert images_needed(Group(_study(rows), rows[1].cell.problem), "pilot") == [0.5]
@@ -385,8 +398,8 @@ def test_the_report_is_made_from_stored_results_alone(tmp_path):
     rows = [
         _row(arm, 0, loss, fd, validation=loss)
         for arm, loss, fd in (
-            ("only_reference", 4.0, 9.0), ("all_clean", 2.0, 3.0), ("keep_everything", 5.0, 8.0),
-            ("classifier_hard", 3.0, 4.5), ("pilot", 2.5, 6.0),
+            ("only_reference", 4.0, 90), ("all_clean", 2.0, 30), ("keep_everything", 5.0, 80),
+            ("classifier_hard", 3.0, 45), ("pilot", 2.5, 60),
         )
     ]  # fmt: skip
     study = _study(rows).model_copy(update={"form": form})
@@ -396,8 +409,8 @@ def test_the_report_is_made_from_stored_results_alone(tmp_path):
     results.path_of(form, tmp_path).write_text("\n".join(lines))
     report.write(form, tmp_path)
     text = (tmp_path / "quick.md").read_text()
-    assert "| pilot | 2.500 | 75 % | 6.0 | 50 % |" in text
-    assert "| classifier hard | 3.000 | 50 % | 4.5 | 75 % |" in text
+    assert "| pilot | 2.500 | 75 % | 60 | 50 % |" in text
+    assert "| classifier hard | 3.000 | 50 % | 45 | 75 % |" in text
     assert "positive control refused it for 1 of 1" in text
     assert (tmp_path / "images" / "evidence_levels.png").exists()
 
