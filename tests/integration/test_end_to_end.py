@@ -162,7 +162,8 @@ def test_the_report_is_one_page_without_links_to_elsewhere(finished):
 
 def test_the_history_shows_every_asset_and_its_checks(finished):
     instance = open_instance(finished)
-    for step in STEPS:
+    # What serves a rule that no arm of this recipe has is not in the graph.
+    for step in (step for step in STEPS if step.only_for is None):
         for name in step.assets:
             event = instance.get_latest_materialization_event(dg.AssetKey(name))
             assert event is not None, name
