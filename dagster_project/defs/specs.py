@@ -42,10 +42,11 @@ def due() -> dg.AutomationCondition[Any]:
     """Return when a partition of a batch is materialized by itself.
 
     It is new, its code version changed, or what it reads has other data than before (not: was
-    merely looked at again); all it reads is there, and none of it is being made. What failed waits
-    for a person or for the nightly schedule. Blocking checks are no part of this: the history knows
-    one verdict per check, not one per batch, so a bad batch would stop all others. A batch that is
-    held back refuses by itself.
+    merely looked at again); all it reads is there, and none of it is being made. The first look
+    only learns what is there. What was missing then, and what failed, waits for a person or for the
+    nightly schedule. Blocking checks are no part of this: the history knows one verdict per check,
+    not one per batch, so a bad batch would stop all others. A batch that is held back refuses by
+    itself.
     """
     condition: Any = dg.AutomationCondition
     reason = (
