@@ -59,6 +59,9 @@ class Tables:
         self.place = place
         self._locks = locks
         self._take_downs = TakeDowns(place)
+        # For commits alone, under the lock: a handle brought up to date reads the new entries of
+        # the log, a new one reads all of them.
+        self._heads: dict[str, DeltaTable] = {}
 
     def store(self, name: str) -> Store:
         """Where the table `name` lies; KeyError if no contract has that name."""
@@ -181,7 +184,7 @@ class Tables:
         num_rows = sum(file.num_rows for file in data)
 
         def attempt() -> Commit:
-            delta = self._delta(name)
+            delta = self._head(name)
             if delta is not None and self._made_from(name, delta, slice) == fingerprint_of(inputs):
                 if data and live_paths(delta).issuperset(file.path for file in data):
                     # An earlier try landed although it was reported failed.
@@ -207,7 +210,7 @@ class Tables:
         rows = rows.cast(wanted.arrow_schema)
 
         def attempt() -> Commit:
-            delta = self._delta(name)
+            delta = self._head(name)
             old = wanted.empty() if delta is None else self.open(name, int(delta.version())).read()
             merged = _merge(wanted, old, rows)
             if delta is not None and merged.equals(old):
@@ -245,7 +248,7 @@ class Tables:
         wanted = contract(name)
 
         def attempt() -> Commit:
-            delta = self._delta(name)
+            delta = self._head(name)
             if delta is None or not live_paths(delta).issuperset(old):
                 self._remove(name, new)
                 raise CommitConflict(f"{name}: {dict(slice)} changed meanwhile; run upkeep again")
@@ -287,6 +290,20 @@ class Tables:
             raise TableMissing(
                 f"table {name}{asked} cannot be opened: {one_line(error)}"
             ) from error
+
+    def _head(self, name: str) -> DeltaTable | None:
+        """Return the newest version, to be committed to at once by who holds the lock."""
+        known = self._heads.pop(name, None)  # kept again only if nothing fails
+        # Without its entry of the log, somebody removed the table.
+        if known is not None and self.store(name).has(f"_delta_log/{known.version():020d}.json"):
+            with contextlib.suppress(DeltaError, OSError):
+                known.update_incremental()
+                self._heads[name] = known
+                return known
+        head = self._delta(name)
+        if head is not None:
+            self._heads[name] = head
+        return head
 
     def _made_from(self, name: str, delta: DeltaTable, slice: Mapping[str, str]) -> str | None:
         return Snapshot(contract(name), self.store(name), delta, None).fingerprint(slice)

@@ -2,6 +2,7 @@ import contextlib
 import datetime as dt
 import multiprocessing
 import pickle
+import shutil
 
 import duckdb
 import polars as pl
@@ -355,6 +356,23 @@ def test_writers_on_different_machines_meet_in_the_log(root, monkeypatch):
     lose_a_race(root, monkeypatch, [2])
     commit(root, [3], "x")
     assert rows_of(root) == [3]
+
+
+def test_two_writers_that_take_turns_replace_what_the_other_wrote(root):
+    other = Root.open(root.path)
+    for turn in range(6):
+        commit((root, other)[turn % 2], [turn], inputs={"turn": turn})
+    assert rows_of(root) == [5]
+    assert commit(root, [5], inputs={"turn": 5}).unchanged == 1
+    assert len(DeltaTable(root.tables.table_path(NAME)).file_uris()) == 1
+
+
+def test_a_table_that_was_removed_is_made_anew_by_who_had_written_it(root):
+    commit(root, [1], "x")
+    commit(root, [2], "y")
+    shutil.rmtree(root.tables.table_path(NAME))
+    assert commit(root, [1], "x").written == 1
+    assert rows_of(root) == [1]
 
 
 def test_two_first_commits_of_one_slice_do_not_both_stay(root, monkeypatch):
