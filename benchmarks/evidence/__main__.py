@@ -14,18 +14,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="compute what is missing; stop it at any time")
-    running.add_argument("--quick", action="store_true", help="20 minutes on two cores")
+    running.add_argument(
+        "--form", choices=plan.FORMS, default="full",
+        help="quick: one problem and seed, in 20 minutes; long: thrice the budget, one problem",
+    )  # fmt: skip
     running.add_argument("--only", nargs="*", default=[], help="groups, or parts of cells' names")
     running.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     running.add_argument("--cache", type=Path, default=None, help="folder of the results")
     running.add_argument("--list", action="store_true", help="name the tasks and do nothing")
     reporting = commands.add_parser("report", help="write docs/evidence.md from stored results")
     reporting.add_argument(
-        "--quick", action="store_true", help="of the quick form, beside its cache"
-    )
+        "--form", choices=("full", "quick"), default="full",
+        help="full: with what there is of the long form; quick: beside its cache",
+    )  # fmt: skip
     reporting.add_argument("--cache", type=Path, default=None, help="folder of the results")
     given = parser.parse_args()
-    form = plan.QUICK if given.quick else plan.FULL
+    form = plan.FORMS[given.form]
     folder = given.cache or cache_folder("evidence")
     if given.command == "run":
         tasks = plan.tasks(form, given.only)
@@ -36,7 +40,7 @@ def main() -> None:
     from benchmarks.evidence import report, results
 
     print(results.export(form, folder))
-    if given.command == "report" or given.quick:
+    if given.command == "report" or form is plan.QUICK:
         report.write(form, folder)
 
 

@@ -100,7 +100,7 @@ class Cell(Frozen):
 class Form(Frozen):
     """How large the study is: what all cells share."""
 
-    name: Literal["full", "quick", "test"]
+    name: Literal["full", "quick", "long", "test"]
     num_validation: int = Field(default=256, ge=8, description="Images that choose checkpoints.")
     num_test: int = Field(default=1_000, ge=8, description="Images of the held-out loss.")
     test_sigmas: tuple[float, ...] = (0.03, 0.05, 0.09, 0.15, 0.25, 0.4, 0.7, 1.2, 2.0, 4.0)

@@ -57,7 +57,14 @@ def record_goals(study: Study) -> None:
         )  # fmt: skip
 
 
-def _record_gap(group: Group, chosen: Arm) -> None:
+def record_longer(study: Study) -> None:
+    """Write the result of the long form."""
+    for group in groups_of(study, [plan.long_problem()]):
+        if group.rows("classifier_hard"):
+            _record_gap(group, "classifier_hard", "_long")
+
+
+def _record_gap(group: Group, chosen: Arm, suffix: str = "") -> None:
     problem = group.problem
     above, below = above_and_below(group, chosen)
     distances = group.gaps(chosen, "fd")
@@ -65,7 +72,7 @@ def _record_gap(group: Group, chosen: Arm) -> None:
         print(f"{title(problem)}: all-clean is not ahead in FD-Lite0; no gap to close")
         return
     record(
-        f"gap_closed_{problem.damage}_{problem.severity:g}",
+        f"gap_closed_{problem.damage}_{problem.severity:g}{suffix}",
         100 * group.gap_of_means(chosen, "fd"),
         unit="% of the gap in FD-Lite0", goal=65, better="higher",
         compared_with="only-reference 0 %, all-clean 100 %",

@@ -61,11 +61,25 @@ QUICK = Form(
     samples=_SAMPLES.model_copy(update={"num_images": 500}),
 )
 
+LONG = FULL.model_copy(
+    update={
+        "name": "long",
+        # Looked at where the full form looks, so that both are one training up to its end.
+        "training": TrainingSettings(num_images=216_000, num_checks=48),
+    }
+)
+"""Thrice the budget: samples go on getting better long after the loss has told the arms apart."""
+
+FORMS: dict[str, Form] = {form.name: form for form in (FULL, QUICK, LONG)}
+LONG_ARMS: tuple[Arm, ...] = ("all_clean", "keep_everything", "classifier_hard")
+"""Only-reference is the full form's: its best checkpoint comes long before that form's end."""
+
 
 def cells(form: Form) -> list[tuple[Group, Cell]]:
     """Return the cells with the group that first wants each, without repetition."""
     found: dict[Cell, Group] = {}
-    for group, cell in _quick() if form.name == "quick" else _full():
+    wanted = {"quick": _quick, "long": _long}.get(form.name, _full)
+    for group, cell in wanted():
         found.setdefault(cell, group)
     return [(group, cell) for cell, group in found.items()]
 
@@ -74,7 +88,7 @@ def tasks(form: Form, only: Sequence[str] = ()) -> list[Task]:
     """Return all tasks in an order in which needs come first.
 
     Args:
-        form: full or quick.
+        form: full, quick or long.
         only: groups, or parts of names, joined by "+" where all have to fit; a cell is taken if
             any of them fits. Empty: all.
     """
@@ -100,6 +114,11 @@ def headline_problems(data: DataSet = "landscapes") -> Iterator[Problem]:
     for seed in SEEDS:
         for damage, severity in HEADLINE.items():
             yield _problem(damage, severity, seed=seed, data=data)
+
+
+def long_problem() -> Problem:
+    """Return the problem of the long form, with its first seed."""
+    return _problem("gaussian_blur", HEADLINE["gaussian_blur"])
 
 
 def blur_problems() -> list[Problem]:
@@ -157,6 +176,12 @@ def _full() -> Iterator[tuple[Group, Cell]]:
                 yield group, Cell.of(problem, arm)
 
 
+def _long() -> Iterator[tuple[Group, Cell]]:
+    for seed in SEEDS:
+        for arm in LONG_ARMS:
+            yield "headline", Cell.of(long_problem().model_copy(update={"seed": seed}), arm)
+
+
 def _quick() -> Iterator[tuple[Group, Cell]]:
     for arm in HEADLINE_ARMS:
-        yield "headline", Cell.of(_problem("gaussian_blur", HEADLINE["gaussian_blur"]), arm)
+        yield "headline", Cell.of(long_problem(), arm)

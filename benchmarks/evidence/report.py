@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.evidence import plan, plots
 from benchmarks.evidence.cells import Arm, Cell, Form, Task
-from benchmarks.evidence.goals import record_goals
+from benchmarks.evidence.goals import record_goals, record_longer
 from benchmarks.evidence.groups import (
     BASELINES,
     Group,
@@ -22,7 +22,7 @@ from benchmarks.evidence.groups import (
     title,
     told,
 )
-from benchmarks.evidence.results import Row, Study, paired_by_photo, path_of, read
+from benchmarks.evidence.results import Row, Study, paired_by_photo, path_of, read, with_longer
 from benchmarks.evidence.store import Store
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -42,12 +42,14 @@ def write(form: Form, folder: Path) -> None:
     study = read(source)
     if not study.rows:
         raise SystemExit("no cell is finished yet: run `python -m benchmarks.evidence run` first")
+    longer = _longer_study(study, folder) if form.name == "full" else None
     target = DOCS / "evidence.md" if form.name == "full" else folder / f"{form.name}.md"
     images = target.parent / "images"
     parts = [
         _head(study),
         READING.read_text() if form.name == "full" else "",
         "\n".join(_headline(study)),
+        "\n".join(_longer(longer)) if longer else "",
         "\n".join(_severities(study)),
         "\n".join(_shares(study, images)),
         "\n".join(_arms(study)),
@@ -60,6 +62,13 @@ def write(form: Form, folder: Path) -> None:
     print(target)
     if form.name == "full":
         record_goals(study)
+        if longer:
+            record_longer(longer)
+
+
+def _longer_study(study: Study, folder: Path) -> Study | None:
+    source = path_of(plan.LONG, folder)
+    return with_longer(study, read(source)) if source.exists() else None
 
 
 def _head(study: Study) -> str:
@@ -88,6 +97,24 @@ def _headline(study: Study) -> Iterator[str]:
     yield "## Middle severity, all seeds\n"
     for group in groups_of(study, list(plan.headline_problems())):
         yield from _table(group, plan.HEADLINE_ARMS)
+
+
+def _longer(study: Study) -> Iterator[str]:
+    arms: tuple[Arm, ...] = ("only_reference", *plan.LONG_ARMS)
+    for group in groups_of(study, [plan.long_problem()]):
+        budget = study.form.training.num_images
+        yield f"\n## The same with {budget:,} images seen\n"
+        yield (
+            "Samples go on getting better long after the loss has told the arms apart, so this is "
+            "one problem with thrice the budget. Only reference is that of above: "
+            "its validation loss turned before, so a longer training keeps the same checkpoint."
+        )
+        yield from _table(group, arms)
+        for row in group.rows("classifier_hard") + group.rows("all_clean"):
+            yield (
+                f"* {name_of(row.cell.arm)}, seed {row.cell.problem.seed}: best at "
+                f"{row.train['selected_at']:,} images"
+            )
 
 
 def _table(group: Group, arms: Sequence[Arm]) -> Iterator[str]:
@@ -306,8 +333,9 @@ def _how(study: Study) -> str:
     return f"""
 ## How it was made
 
-`python -m benchmarks.evidence run [--quick] [--only GROUP...] [--workers N]`, then `python -m \
-benchmarks.evidence report`. Cells are cached by the hash of their inputs; stopped, it goes on.
+`python -m benchmarks.evidence run [--form quick|long] [--only GROUP...] [--workers N]`, then \
+`python -m benchmarks.evidence report`. Cells are cached by the hash of their inputs; stopped, it \
+goes on.
 A training takes {np.median(seconds):.0f} CPU seconds in the median; all cells here \
 {spent / 3600:.1f} CPU hours without the classifiers. {study.machine}; {versions}; trained by code \
 {", ".join(codes)}; {study.date}.

@@ -88,7 +88,7 @@ class Study(BaseModel):
 
 
 def export(form: Form, folder: Path) -> Path:
-    """Write what is finished; to the repository for the full form, else beside the cache."""
+    """Write what is finished; to the repository, of the quick form beside the cache."""
     store, rows = Store(folder), []
     for _, cell in plan.cells(form):
         train, measure = Task.of("train", cell), Task.of("measure", cell)
@@ -111,13 +111,24 @@ def export(form: Form, folder: Path) -> Path:
 
 def path_of(form: Form, folder: Path) -> Path:
     """Return where a form's results are exported."""
-    return (FOLDER if form.name == "full" else folder) / f"{form.name}.jsonl"
+    return (folder if form.name == "quick" else FOLDER) / f"{form.name}.jsonl"
 
 
 def read(file: Path) -> Study:
     """Read exported results."""
     head, *rows = (json.loads(line) for line in file.read_text().splitlines())
     return Study.model_validate({**head, "rows": rows})
+
+
+def with_longer(study: Study, longer: Study) -> Study:
+    """Return the longer study with the full form's only-reference.
+
+    Rate and average do not depend on the budget: where validation loss turned within the shorter
+    one, the longer training would keep the same checkpoint. Others are left out.
+    """
+    rows = (row for row in study.rows if row.cell.arm == "only_reference")
+    turned = [row for row in rows if row.train["selected_at"] < row.train["curve"][-1][0]]
+    return longer.model_copy(update={"rows": (*turned, *longer.rows)})
 
 
 def gap_closed(alone: float, arm: float, clean: float) -> float:

@@ -11,9 +11,11 @@ from ambient_omni import rng
 from benchmarks.evidence import images, plan, report, results, run, tasks
 from benchmarks.evidence.cells import FOREIGN, Cell, Form, Problem, Task
 from benchmarks.evidence.groups import Group, above_and_below, gap_told, images_needed
+from benchmarks.evidence.levels import hard
 from benchmarks.evidence.results import Row, Study, gap_closed, interval, paired_by_photo
+from benchmarks.evidence.scenes import scene_of
 from benchmarks.evidence.store import Store
-from benchmarks.evidence.training import TrainingSettings
+from benchmarks.evidence.training import TrainingSettings, train
 
 PROBLEM = Problem(
     data="landscapes",
@@ -130,7 +132,7 @@ def test_a_version_of_a_stage_changes_the_keys_of_all_that_rests_on_it(monkeypat
     assert alone.key(FORM) == before_alone
 
 
-@pytest.mark.parametrize("form", [plan.FULL, plan.QUICK])
+@pytest.mark.parametrize("form", list(plan.FORMS.values()))
 def test_needs_come_first_and_no_task_comes_twice(form):
     tasks_ = plan.tasks(form)
     place = {task.key(form): number for number, task in enumerate(tasks_)}
@@ -413,6 +415,30 @@ def test_the_report_is_made_from_stored_results_alone(tmp_path):
     assert "| classifier hard | 3.000 | 50 % | 45 | 75 % |" in text
     assert "positive control refused it for 1 of 1" in text
     assert (tmp_path / "images" / "evidence_levels.png").exists()
+
+
+def test_the_longer_study_takes_only_reference_where_its_loss_turned_within_the_shorter():
+    turned, rising = _row("only_reference", 0, 4), _row("only_reference", 1, 4)
+    rising = rising.model_copy(update={"train": rising.train | {"selected_at": 300}})
+    assert rising.train["curve"][-1][0] == 300
+    longer = [_row(arm, 0, 3) for arm in plan.LONG_ARMS]
+    merged = results.with_longer(_study([turned, rising, _row("pilot", 0, 1)]), _study(longer))
+    assert [row.cell for row in merged.rows] == [turned.cell, *(row.cell for row in longer)]
+
+
+def test_a_longer_training_begins_as_a_shorter_one():
+    shorter = FORM.training
+    longer = shorter.model_copy(
+        update={"num_images": 3 * shorter.num_images, "num_checks": 3 * shorter.num_checks}
+    )
+    scene = scene_of(Cell.of(PROBLEM, "all_clean"), FORM)
+    levels = hard(np.zeros(PROBLEM.num_images))
+    first, whole = (
+        train(scene.images, levels, scene.validation, settings, 0).curve
+        for settings in (shorter, longer)
+    )
+    assert len(whole) == 3 * len(first)
+    assert whole[: len(first)] == first
 
 
 def test_nothing_to_report_says_what_to_run(tmp_path):
