@@ -298,8 +298,11 @@ def _unexplained_nulls(rows: pa.Table) -> str:
 
 
 def first_failure(results: Sequence[dg.AssetCheckResult]) -> dg.AssetCheckResult:
-    """Return the first result that did not pass, else the first."""
-    return next((found for found in results if not found.passed), results[0])
+    """Return the first error, else the first warning, else the first result."""
+    failed = [found for found in results if not found.passed]
+    return min(
+        failed, key=lambda found: found.severity != dg.AssetCheckSeverity.ERROR, default=results[0]
+    )
 
 
 def covers(

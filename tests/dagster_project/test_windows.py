@@ -5,6 +5,7 @@ import pytest
 from dagster._core.errors import DagsterExecutionStepExecutionError
 
 from dagster_project.arms import policy_of
+from dagster_project.defs.checks import first_failure
 from dagster_project.defs.window_checks import _judged
 from dagster_project.defs.windows import NAMES
 from dagster_project.operations.batches import chain_of
@@ -191,6 +192,8 @@ def test_a_classifier_that_learned_the_wrong_way_warns_and_a_blind_one_fails():
     assert "crops of side [4]" in wrong.description
     blind = _judged(row | {"control": control % 0.41})
     assert (blind.passed, blind.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    # What blocks is not hidden by what warns before it.
+    assert first_failure([wrong, blind]) is blind
 
 
 def test_maps_of_a_batch_without_a_pack_fail_nothing(windows):
