@@ -1,7 +1,7 @@
 """Arms with windows: which crop classifier and which receptive field each of them obeys.
 
-Both are measured once and then kept, by the arm and its settings: a batch that comes later falls
-under the same windows.
+Both are measured once and then kept, by their settings: a batch that comes later falls under the
+same windows, and so does an arm that reads the same crops by another rule.
 """
 
 import json
@@ -16,6 +16,7 @@ from dagster_project.request import Request
 from dagster_project.rules import WindowRule
 from pipelines.freezing import window_levels
 from schemas.errors import TableMissing
+from schemas.ids import canonical_hash
 from schemas.reference_sets import TRUSTED
 from schemas.root import Root, write_json
 
@@ -31,10 +32,9 @@ def window_rules(recipe: Recipe) -> dict[str, WindowRule]:
 
 
 def known_id(root: Root, recipe: Recipe, arm: str, part: Part) -> str | None:
-    """Return what was measured for an arm before, None under other settings or not at all."""
-    file = _file(root, arm, part)
-    known = json.loads(file.read_text()) if file.exists() else {}
-    return known["id"] if known.get("settings") == _settings(recipe, arm, part) else None
+    """Return what was measured under an arm's settings before, None if nothing was."""
+    file = _file(root, recipe, arm, part)
+    return json.loads(file.read_text())["id"] if file.exists() else None
 
 
 def id_of(root: Root, recipe: Recipe, arm: str, part: Part) -> str:
@@ -79,7 +79,9 @@ def measure(root: Root, request: Request, recipe: Recipe, arm: str, part: Part) 
             reference_set=TRUSTED,
             space=recipe.space,
         )
-    write_json(_file(root, arm, part), {"settings": _settings(recipe, arm, part), "id": found})
+    write_json(
+        _file(root, recipe, arm, part), {"settings": _settings(recipe, arm, part), "id": found}
+    )
     return found
 
 
@@ -138,5 +140,5 @@ def _settings(recipe: Recipe, arm: str, part: Part) -> Mapping[str, Any]:
     return {"noise_space": recipe.noise_space, **config.model_dump(mode="json")}
 
 
-def _file(root: Root, arm: str, part: Part) -> Path:
-    return root.work / "windows" / f"{part}-{arm}.json"
+def _file(root: Root, recipe: Recipe, arm: str, part: Part) -> Path:
+    return root.work / "windows" / f"{part}-{canonical_hash(_settings(recipe, arm, part))}.json"

@@ -26,7 +26,7 @@ _OPTIONAL = f"Only where an arm of the recipe is of kind `{WINDOWS}`.\n\n"
     kinds={"torch"},
     description=(
         "Networks that tell crops of the domain from crops of foreign images, at every crop size; "
-        "refused unless they find shuffled crops. Trained once per arm and kept. "
+        "refused unless they find shuffled crops. Trained once and kept. "
         + _OPTIONAL
         + described("crop_classifiers")
     ),

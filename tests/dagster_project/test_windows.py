@@ -5,6 +5,7 @@ import pytest
 from dagster._core.errors import DagsterExecutionStepExecutionError
 
 from dagster_project.arms import policy_of
+from dagster_project.commands.what_if import _policy, asked_rule
 from dagster_project.defs.checks import first_failure
 from dagster_project.defs.window_checks import _judged
 from dagster_project.defs.windows import NAMES
@@ -90,6 +91,7 @@ def test_windows_are_measured_shown_and_checked_asset_by_asset(windows):
 
     found, checks = materialize(windows, "noise_annotations", "foreign")
     assert all(checks.values())
+olumn_lineage"].column_lineage.deps_by_column/d
     assert "usable below sigma" in found["windows_foreign"].md_str
     assert len(images_in(found["window_shares_foreign"])) == 1
     policy = policy_of(windows.root, Request.load(windows.root), *recipe_and_arm(windows))
@@ -116,6 +118,18 @@ def test_a_batch_that_comes_later_falls_under_the_same_windows(windows):
     assert why["windows"] == "not made yet under the settings of foreign"
     assert why["crops"].startswith("waits: arm 'foreign'")
     assert "context" not in why
+
+
+def test_another_border_is_asked_of_the_windows_that_are_there(windows):
+    root, request = windows.root, Request.load(windows.root)
+    recipe = request.full_recipe
+    for part in ("crop_classifier", "receptive_field"):
+        measure(root, request, recipe, "foreign", part)
+    strict = _policy(root, request, recipe, asked_rule(recipe, "epsilon=0.05"))
+    now = policy_of(root, request, recipe, "foreign")
+    assert (now.epsilon, strict.epsilon) == (0.1, 0.05)
+    assert strict.crop_classifier_id == now.crop_classifier_id
+    assert strict.sigma_max == now.sigma_max
 
 
 def test_without_an_arm_with_windows_the_graph_has_no_assets_of_windows(root):
