@@ -25,11 +25,11 @@ _MADE = {
     "crop_scores": ("mean_probability", "standard_error"),
     "noise_annotations": ("sigma_min", "slope", "sigma_min_standard_error_octaves", "reason"),
 }
-# Columns that are made from another asset than the rest of their table.
-BESIDES = {"noise_annotations": {"sigma_max": ("crop_scores", "mean_probability")}}
+# Columns that are made from an asset of windows, where the graph has those.
+_OF_WINDOWS = {"noise_annotations": {"sigma_max": ("crop_scores", "mean_probability")}}
 
 
-def column_lineage(table: str) -> dg.TableColumnLineage | None:
+def column_lineage(table: str, *, with_windows: bool = False) -> dg.TableColumnLineage | None:
     """Return what the columns of a table are made from; None for a table that begins a road."""
     if table not in SOURCES:
         return None
@@ -38,8 +38,9 @@ def column_lineage(table: str) -> dg.TableColumnLineage | None:
     deps = {name: [_dep(asset, name)] for name in KEYS if {name} <= _names(wanted) & _names(above)}
     for name in _MADE.get(table) or _floats(wanted):
         deps[name] = [_dep(asset, column) for column in made_from]
-    for name, (other, column) in BESIDES.get(table, {}).items():
-        deps[name] = [_dep(other, column)]
+    if with_windows:
+        for name, (other, column) in _OF_WINDOWS.get(table, {}).items():
+            deps[name] = [_dep(other, column)]
     return dg.TableColumnLineage(deps_by_column=deps)
 
 

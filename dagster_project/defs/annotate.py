@@ -9,6 +9,8 @@ from dagster_project.defs.materialize import Result, job_result, run_job, timed
 from dagster_project.defs.partitions import INGEST_BATCHES, all_of, same_batch
 from dagster_project.defs.project import Project
 from dagster_project.describe import described, line_of, static_metadata
+from dagster_project.lineage import column_lineage
+from dagster_project.steps import WINDOWS
 
 
 @dg.asset(
@@ -115,5 +117,8 @@ def noise_annotations(context: dg.AssetExecutionContext, project: Project) -> Re
         **band_picture(root, batch, ids),
         **window_pictures(root, batch, policies),
         **level_gallery(root, recipe.transform, batch, ids[recipe.main_arm]),
+        "dagster/column_lineage": column_lineage(
+            "noise_annotations", with_windows=request.has_rule(WINDOWS)
+        ),
     }
     return job_result(root, reports[recipe.main_arm], "noise_annotations", main, more=more)

@@ -17,7 +17,7 @@ def test_every_column_of_the_lineage_is_in_its_contract(table):
 def test_every_asset_of_the_lineage_is_in_the_graph():
     graph = defs.get_repository_def().asset_graph
     for table in SOURCES:
-        for deps in column_lineage(table).deps_by_column.values():
+        for deps in column_lineage(table, with_windows=True).deps_by_column.values():
             assert all(graph.has(dep.asset_key) for dep in deps)
 
 
@@ -27,6 +27,11 @@ def test_a_level_is_made_from_the_curve():
         ("noise_curves", "logits"),
         ("noise_curves", "logit_standard_error"),
     }
+
+
+def test_without_windows_no_column_is_made_from_crops():
+    assert "sigma_max" in column_lineage("noise_annotations", with_windows=True).deps_by_column
+    assert "sigma_max" not in column_lineage("noise_annotations").deps_by_column
 
 
 def test_what_begins_the_road_has_no_lineage():

@@ -91,7 +91,7 @@ def test_windows_are_measured_shown_and_checked_asset_by_asset(windows):
 
     found, checks = materialize(windows, "noise_annotations", "foreign")
     assert all(checks.values())
-olumn_lineage"].column_lineage.deps_by_column/d
+    assert "sigma_max" in found["dagster/column_lineage"].column_lineage.deps_by_column
     assert "usable below sigma" in found["windows_foreign"].md_str
     assert len(images_in(found["window_shares_foreign"])) == 1
     policy = policy_of(windows.root, Request.load(windows.root), *recipe_and_arm(windows))
