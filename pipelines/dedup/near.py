@@ -3,18 +3,19 @@
 Rows stay in the JVM where SQL can say it; only vectors visit Python, a cell of them at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.dedup.components import clusters_of
-from schemas.errors import BadInput
 from schemas.samples import FIRST_PHASH_VERSION
+from schemas.store import parquet_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -23,25 +24,46 @@ HASH_BITS = 64
 PAIRS = "first long, second long"
 _CENTROID_ROUNDS = 5
 _VECTORS_AT_ONCE = 512
+_ROWS_AT_ONCE = 16_384
 
 
 def parquet(spark: "SparkSession", files: Sequence[str], columns: str) -> "DataFrame":
     """Read columns of a snapshot's data files; none of them a partition column.
 
+    Those of an object store are read by Arrow, a task each: Spark's reader wants Hadoop's
+    connector, which does not come with pip.
+
     Args:
         spark: the session.
         files: of one table.
         columns: names and Spark types; one that a file does not have yet is null in its rows.
-
-    Raises:
-        BadInput: the tables lie on an object store.
     """
-    if any("://" in file for file in files):
-        raise BadInput(
-            "dedup reads tables by Spark's own reader, which needs them in a folder; copy this "
-            "root's tables into one"
-        )
-    return spark.read.schema(columns).parquet(*files)
+    if not any("://" in file for file in files):
+        return spark.read.schema(columns).parquet(*files)
+    from pyspark.sql.pandas.types import to_arrow_schema
+
+    schema = to_arrow_schema(spark.createDataFrame([], columns).schema)
+
+    def read(batches: Any) -> Any:
+        for batch in batches:
+            for file in batch.column("file").to_pylist():
+                with parquet_of(file) as found:
+                    yield from _as_schema(found, schema)
+
+    names = spark.createDataFrame([(file,) for file in files], "file string")
+    return names.repartition(len(files)).mapInArrow(read, columns)
+
+
+def _as_schema(file: pq.ParquetFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    there = [name for name in schema.names if name in file.schema_arrow.names]
+    for batch in file.iter_batches(_ROWS_AT_ONCE, columns=there):
+        columns = [
+            batch.column(field.name).cast(field.type)
+            if field.name in there
+            else pa.nulls(batch.num_rows, field.type)
+            for field in schema
+        ]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def same_bytes(samples: "DataFrame") -> "DataFrame":

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +18,10 @@ from pipelines.dedup.components import clusters_of
 from pipelines.encoders import EncoderConfig
 from pipelines.jobs.dedup import Exact, Perceptual, Semantic, dedup
 from pipelines.jobs.score import ScoreConfig, score
-from schemas.errors import BadInput, TableMissing
+from schemas.errors import TableMissing
 from schemas.registry import contract
+from schemas.root import Root
+from schemas.store import parquet_of
 from tests.conftest import png_bytes, tiny_images
 
 
@@ -146,6 +149,32 @@ def test_nothing_ingested_is_a_clear_error(root):
         dedup(root, Exact())
 
 
-def test_tables_on_an_object_store_are_refused_with_what_to_do():
-    with pytest.raises(BadInput, match="needs them in a folder"):
-        near.parquet(None, ["s3://bucket/x.parquet"], "sample_row long")
+def test_tables_on_an_object_store_are_read_as_those_in_a_folder(
+    spark, tmp_path, object_store, make_batch, monkeypatch
+):
+    own = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+    def opened(uri):
+        os.environ.update(own)  # executors know the store from an environment of their own
+        return parquet_of(uri)
+
+    monkeypatch.setattr(near, "parquet_of", opened)
+    root = Root.create(tmp_path / "r", tables=f"{object_store}/dedup")
+    batches = [make_batch(root, batch, tiny_images(3, seed=7)) for batch in ("b1", "b2")]
+    rows = [batch["sample_row"].to_pylist() for batch in batches]
+    dedup(root, Exact())
+    assert clusters(root, "exact") == [list(pair) for pair in zip(*rows, strict=True)]
+    dedup(root, Perceptual(max_distance=0))
+    assert clusters(root, "perceptual") == clusters(root, "exact")
+
+
+def test_columns_that_a_file_of_an_object_store_does_not_have_yet_are_null(tmp_path):
+    file = tmp_path / "x.parquet"
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array([1.0, 2.0, 3.0, 4.0], pa.float32()), 2)
+    pq.write_table(pa.table({"sample_row": [1, 2], "embedding": vectors}), file)
+    wanted = {"sample_row": pa.int64(), "embedding": pa.list_(pa.float32()), "new": pa.int32()}
+    (batch,) = near._as_schema(pq.ParquetFile(file), pa.schema(wanted))
+    assert batch.to_pylist() == [
+        {"sample_row": 1, "embedding": [1.0, 2.0], "new": None},
+        {"sample_row": 2, "embedding": [3.0, 4.0], "new": None},
+    ]
