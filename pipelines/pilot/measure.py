@@ -1,4 +1,4 @@
-"""What a trained pilot is worth per level: held-out loss and true fine detail."""
+"""What a trained pilot is worth per level: held-out loss and fine detail, right and wrong."""
 
 from dataclasses import dataclass
 

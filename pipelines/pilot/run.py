@@ -37,7 +37,7 @@ class PilotResult:
     Attributes:
         pilot_id: its name.
         policy: the thresholds, as a policy.
-        table: for people: loss and detail of each candidate per band, and what was chosen.
+        table: for people: loss of each candidate per band, its `Comparison`, what was chosen.
         passes: over the trusted images, of each training.
         notes: what to know of it.
     """

@@ -208,7 +208,7 @@ def test_bands_are_means_of_their_levels():
     assert error == pytest.approx([0])
 
 
-def test_a_blurred_pool_is_kept_out_of_low_levels_and_twice_equals_once(fill):
+def test_a_blurred_pool_is_kept_out_of_low_levels_and_twice_equals_once(fill, capsys):
     root = fill(blurred(pictures(90, 2), 2.5))
     found = calibrate(root, config(), show=False)
     low = found.table[0]
@@ -228,6 +228,12 @@ def test_a_blurred_pool_is_kept_out_of_low_levels_and_twice_equals_once(fill):
     assert again == found
     assert root.tables.version("training_runs") == runs
     assert result_file(root, found.pilot_id).stat().st_mtime_ns == kept
+    file = root.path / "pilot.yaml"
+    file.write_text(config().model_dump_json())
+    assert main(["pilot", "--root", str(root.path), "--config", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert f"{100 * everything['fine_gain']:+.1f} {100 * everything['missing']:+.0f}" in said
+    assert f"policy {found.policy.policy_id}: apply it with annotate --policy-id" in said
 
 
 def test_the_command_prints_the_cost_before_it_runs(fill, tmp_path, capsys):
