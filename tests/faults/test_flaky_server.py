@@ -1,8 +1,6 @@
 """A server that refuses, stalls and recovers: who is asked how often, by the server's own count."""
 
 import contextlib
-import http.server
-import threading
 import time
 from collections import Counter
 
@@ -10,6 +8,7 @@ import pytest
 
 from pipelines.ingest import DownloadConfig, IngestConfig, ingest
 from tests.data.pictures import attempts, encoded, put, samples
+from tests.data.servers import Handler, serving
 
 GOOD = [f"good-{number}" for number in range(28)]
 GONE = [f"404-always-{number}" for number in range(3)]
@@ -21,7 +20,7 @@ REASONS = {"404": "http_404", "429": "http_429", "503": "http_503", "stall": "ti
 STALL_SECONDS = 2.5
 
 
-class Flaky(http.server.BaseHTTPRequestHandler):
+class Flaky(Handler):
     """Answers by the name of the path and by how often it was asked for."""
 
     def do_GET(self):
@@ -42,20 +41,11 @@ class Flaky(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(body)
 
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture
 def server():
-    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Flaky)
-    found.asked = Counter()
-    thread = threading.Thread(target=found.serve_forever)
-    thread.start()
-    yield found
-    found.shutdown()
-    thread.join()
-    found.server_close()
+    with serving(Flaky) as found:
+        yield found
 
 
 def statuses(root, url):
@@ -70,8 +60,7 @@ def test_of_a_mix_of_refusals_only_what_may_pass_is_asked_again_and_only_until_i
     root, tmp_path, server
 ):
     assert len(NAMES) - len(GOOD) == round(0.3 * len(NAMES))
-    url = f"http://127.0.0.1:{server.server_port}"
-    listing = put(tmp_path / "urls.txt", "\n".join(f"{url}/{name}" for name in NAMES))
+    listing = put(tmp_path / "urls.txt", "\n".join(f"{server.url}/{name}" for name in NAMES))
     asked_by_now = Counter()
     # Rounds of each run; a run asks for what may pass at most that many times.
     for rounds in (2, 1):
@@ -89,7 +78,9 @@ def test_of_a_mix_of_refusals_only_what_may_pass_is_asked_again_and_only_until_i
             asked_by_now[name] = min(asked_by_now[name] + rounds, needed(name))
         assert server.asked == asked_by_now
         assert server.asked.total() > before  # what never passes is asked for in every run
-        assert statuses(root, url) == {name: outcome(name, asked_by_now[name]) for name in NAMES}
+        assert statuses(root, server.url) == {
+            name: outcome(name, asked_by_now[name]) for name in NAMES
+        }
     assert {row["sample_id"] for row in samples(root)} == {
         row["sample_id"] for row in attempts(root).values() if row["status"] == "stored"
     }

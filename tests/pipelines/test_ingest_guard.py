@@ -1,18 +1,16 @@
 """The guard in front of the network, in processes of its own: it cannot be taken off again."""
 
 import contextlib
-import http.server
 import json
 import subprocess
 import sys
 import textwrap
-import threading
 import time
-from collections import Counter
 
 import pytest
 
 from pipelines.ingest import guard
+from tests.data.servers import Handler, serving
 
 SCRIPT = textwrap.dedent(
     """
@@ -60,7 +58,7 @@ def ask(*urls, lie=(), **settings):
     return {url: (said, sec) for url, said, sec in map(json.loads, done.stdout.splitlines())}
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Misbehaving(Handler):
     """Misbehaves as the path says."""
 
     def do_GET(self):
@@ -111,22 +109,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture(scope="module")
 def server():
-    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.daemon_threads = True
-    found.asked = Counter()
-    found.url = f"http://127.0.0.1:{found.server_port}"
-    thread = threading.Thread(target=found.serve_forever)
-    thread.start()
-    yield found
-    found.shutdown()
-    thread.join()
-    found.server_close()
+    with serving(Misbehaving) as found:
+        yield found
 
 
 @pytest.mark.parametrize(

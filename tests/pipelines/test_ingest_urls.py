@@ -1,15 +1,12 @@
 """Ingest of URL lists through the real img2dataset, against a server on loopback."""
 
 import contextlib
-import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,6 +20,7 @@ from pipelines.ingest.url_list import UrlListSource
 from schemas.errors import BadInput, IngestIncomplete
 from schemas.ids import sample_id_of
 from tests.data.pictures import attempts, encoded, put, samples, stored_bytes
+from tests.data.servers import Handler, serving
 
 CONFIG = IngestConfig(
     show_progress=False,
@@ -32,7 +30,7 @@ CONFIG = IngestConfig(
 )
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Pictures(Handler):
     """Serves pictures by number; other paths misbehave as their names say."""
 
     def do_GET(self):
@@ -53,21 +51,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             self.wfile.write(body)
 
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture
 def server():
-    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.asked = Counter()
-    found.url = f"http://127.0.0.1:{found.server_port}"
-    thread = threading.Thread(target=found.serve_forever)
-    thread.start()
-    yield found
-    found.shutdown()
-    thread.join()
-    found.server_close()
+    with serving(Pictures) as found:
+        yield found
 
 
 @pytest.mark.slow

@@ -1,12 +1,11 @@
-import http.server
 import json
-import threading
 
 import pytest
 
 from dagster_project.operations.config import NotifyConfig
 from dagster_project.operations.notices import Notice, notices, notify
 from schemas.errors import BadInput
+from tests.data.servers import Handler, serving
 
 
 @pytest.fixture
@@ -14,23 +13,15 @@ def webhook(monkeypatch):
     """A server that keeps what is posted to it."""
     posted = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Hook(Handler):
         def do_POST(self):
             posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, *_):
-            pass
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setenv("HOOK", f"http://127.0.0.1:{server.server_port}/secret")
-    yield posted
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Hook) as server:
+        monkeypatch.setenv("HOOK", f"{server.url}/secret")
+        yield posted
 
 
 def test_a_notice_reaches_the_file_the_webhook_and_a_callable(root, webhook):
