@@ -10,6 +10,7 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from websockets.sync.client import connect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -41,6 +42,12 @@ _FIND = """(() => {
   const box = one.getBoundingClientRect();
   return [box.x + box.width / 2, box.y + box.height / 2];
 })()"""
+
+
+def needs_browser(test):
+    """Mark a test that opens pages."""
+    installed = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+    return pytest.mark.browser(installed(test))
 
 
 class Browser:

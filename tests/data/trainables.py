@@ -1,9 +1,11 @@
 """Roots that can be trained on in seconds: no Spark, no classifier, levels by fixed rules."""
 
 from dagster_project.arms import policies_of
-from dagster_project.request import Request
+from dagster_project.recipe import parse_recipe
+from dagster_project.request import BatchRequest, Request
 from pipelines.jobs.annotate import annotate
-from tests.ambient_omni.conftest import build_pack
+from tests.ambient_omni.conftest import build_pack, define_set
+from tests.conftest import store_batch, tiny_images
 
 RECIPE = {
     "transform": {"resolution": 8},
@@ -23,6 +25,19 @@ RECIPE = {
         "samples": {"num_images": 4, "num_steps": 3},
     },
 }
+
+
+def fill_trainable(root):
+    """Ask for a reference of 12 images, 4 of them held out, and a pool of 20; make them ready."""
+    recipe, sizes = parse_recipe(RECIPE, "trainables"), {"reference": 12, "pool": 20}
+    batches = tuple(BatchRequest(name=role, role=role, source="tests") for role in sizes)
+    Request(batches=batches, recipe=recipe.model_dump(mode="json")).save(root)
+    for seed, (role, count) in enumerate(sizes.items()):
+        rows = store_batch(root, role, tiny_images(count, 8, seed), role=role)["sample_row"]
+        if role == "reference":
+            define_set(root, "trusted", rows.to_pylist()[4:])
+            define_set(root, "validation", rows.to_pylist()[:4])
+    make_trainable(root, recipe.transform)
 
 
 def make_trainable(root, transform):

@@ -8,11 +8,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from dagster_project.recipe import parse_recipe
-from dagster_project.request import BatchRequest, Request
-from tests.ambient_omni.conftest import define_set
-from tests.conftest import store_batch, tiny_images
-from tests.data.trainables import RECIPE, make_trainable
+from tests.data.trainables import fill_trainable
 from tests.data.weeks import Orchestrator
 from tests.integration.test_ui import children_of
 
@@ -21,16 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def orchestrator(root):
-    recipe = parse_recipe(RECIPE, "launching")
-    roles = {"reference": 12, "pool": 20}
-    batches = tuple(BatchRequest(name=r, role=r, source="tests") for r in roles)
-    Request(batches=batches, recipe=recipe.model_dump(mode="json")).save(root)
-    for seed, (role, count) in enumerate(roles.items()):
-        rows = store_batch(root, role, tiny_images(count, 8, seed), role=role)["sample_row"]
-        if role == "reference":
-            define_set(root, "trusted", rows.to_pylist()[4:])
-            define_set(root, "validation", rows.to_pylist()[:4])
-    make_trainable(root, recipe.transform)
+    fill_trainable(root)
     return Orchestrator(root)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,22 +18,11 @@ from PIL import Image
 
 from ambient_omni import rng
 from dagster_project.steps import STEPS
+from tests.data.browser import CHROMIUM, QUIET, needs_browser
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--virtual-time-budget=20000",
-    "--window-size=1600,1000",
-)
+FLAGS = (*QUIET, "--virtual-time-budget=20000", "--window-size=1600,1000")
 LOCATION = "dagster_project.definitions"
 ASSETS = """{ assetNodes { assetKey { path } partitionKeys
   assetMaterializations(limit: 1) { partition metadataEntries { label } } } }"""
@@ -185,8 +173,7 @@ def test_the_server_listens_on_this_machine_alone(served):
         assert outside.connect_ex((own_address(), port)) != 0
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+@needs_browser
 def test_a_browser_draws_the_lineage(served, tmp_path):
     address = f"{served.url}/assets/report?view=lineage&lineageScope=upstream&lineageDepth=12"
     dom = browse(address, tmp_path, "--dump-dom")
@@ -202,8 +189,7 @@ def test_a_browser_draws_the_lineage(served, tmp_path):
     assert green.sum() > 100
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+@needs_browser
 def test_a_browser_shows_what_happens_by_itself(served, tmp_path):
     dom = browse(f"{served.url}/automation", tmp_path, "--dump-dom")
     for name in ("new_drops", "nightly_rescore", "classifier_candidate", "tell_of_failures"):
@@ -212,8 +198,7 @@ def test_a_browser_shows_what_happens_by_itself(served, tmp_path):
     assert "bring_in_batch" in browse(job, tmp_path, "--dump-dom")
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+@needs_browser
 def test_a_browser_shows_columns_with_their_meaning(served, tmp_path):
     dom = browse(f"{served.url}/assets/samples?view=overview", tmp_path, "--dump-dom")
     assert "SHA-256 of the source bytes" in dom

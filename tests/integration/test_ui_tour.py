@@ -4,21 +4,14 @@ import dagster as dg
 import pytest
 
 from dagster_project.instance import open_instance
-from dagster_project.recipe import parse_recipe
-from dagster_project.request import BatchRequest, Request
+from dagster_project.request import Request
 from dagster_project.runner import Runner
 from schemas.root import Root
-from tests.ambient_omni.conftest import define_set
-from tests.conftest import store_batch, tiny_images
 from tests.data import browser
-from tests.data.trainables import RECIPE, make_trainable
+from tests.data.trainables import fill_trainable
 from tests.integration.test_ui import LOCATION, serving
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.browser,
-    pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
-]
+pytestmark = pytest.mark.slow
 
 UPSTREAM = {"quality_scores": "pool", "noise_curves": "pool", "reference_sets": None}
 _PICTURES = "[...document.querySelectorAll('img')].filter((i) => i.alt && i.naturalWidth > 300)"
@@ -27,16 +20,8 @@ _PICTURES = "[...document.querySelectorAll('img')].filter((i) => i.alt && i.natu
 @pytest.fixture
 def page(tmp_path):
     """The page of a root whose images have packs, and arms that need no classifier."""
-    root, sizes = Root.create(tmp_path / "root"), {"reference": 12, "pool": 20}
-    recipe = parse_recipe(RECIPE, "tour")
-    batches = tuple(BatchRequest(name=r, role=r, source="tests") for r in sizes)
-    Request(batches=batches, recipe=recipe.model_dump(mode="json")).save(root)
-    for seed, (role, count) in enumerate(sizes.items()):
-        rows = store_batch(root, role, tiny_images(count, 8, seed), role=role)["sample_row"]
-        if role == "reference":
-            define_set(root, "trusted", rows.to_pylist()[4:])
-            define_set(root, "validation", rows.to_pylist()[:4])
-    make_trainable(root, recipe.transform)
+    root = Root.create(tmp_path / "root")
+    fill_trainable(root)
     with open_instance(root) as instance:
         Runner(root, Request.load(root), instance=instance).register_partitions()
         for asset, partition in UPSTREAM.items():  # else the page asks whether one is sure
@@ -46,6 +31,7 @@ def page(tmp_path):
         yield page
 
 
+@browser.needs_browser
 def test_a_person_walks_from_the_lineage_to_a_model(page, tmp_path):
     with browser.opened(tmp_path) as person:
         sees_the_lineage(person, page)
