@@ -18,9 +18,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,41 +34,26 @@ from ambient_omni.classifier.annotators import (
     Reading,
 )
 from ambient_omni.classifier.bisection import Bisection
-from ambient_omni.classifier.calibration import Calibration, calibrate
 from ambient_omni.classifier.config import (
-    ClassifierConfig,
     ExhaustiveConfig,
     GridConfig,
     HeadConfig,
     SequentialConfig,
 )
-from ambient_omni.classifier.grader import Fold, NoiseClassifier
 from ambient_omni.classifier.head import Head, HeadAnnotator, Lessons, octaves_apart, train_head
-from ambient_omni.classifier.network import NoiseClassifierNetwork
 from ambient_omni.classifier.severity import shown_as_pixels
-from ambient_omni.classifier.training import Sides, grade, noise_bank, train_fold
 from ambient_omni.data.packs import to_x0
 from benchmarks import photos
-from benchmarks.common import cache_folder, record
+from benchmarks.common import record
 from benchmarks.known_noise import (
-    NETWORK,
     NUM_TILES,
     ON_TOP,
     crossings_of_carried_noise,
     gaussian_model,
 )
-from schemas.ids import canonical_hash, hash_fraction
+from benchmarks.photo_classifier import CLASSIFIER, Bench, classifier, some
+from schemas.ids import hash_fraction
 
-CLASSIFIER = ClassifierConfig.model_validate(
-    {
-        "num_images": 80_000,
-        "ema_decay": 0.995,
-        "augment": "geometry",
-        "num_levels": 20,
-        "num_noises": 2,
-        "order": {"num_chains": 6_000, "chains_per_batch": 12},
-    }
-)
 HEAD = HeadConfig(
     num_steps=3_000,
     batch_size=32,
@@ -81,7 +65,6 @@ HEAD = HeadConfig(
 READING = Reading()
 SEARCH = ExhaustiveConfig(num_levels=256, num_noises=4, num_bins=64)
 SEEDS = (0,)
-MAX_SEEDS = 3  # no two of them have a held-out tile in common
 NUM_SEARCHED = 200  # tiles a seed
 NUM_REPEATED = 100  # of them, searched a second time
 NUM_PAIRS = 150  # a kind and a seed
@@ -93,83 +76,6 @@ def main() -> None:
     steps = {f.__name__: f for f in (accuracy, concordance, known_noise, unseen_kind)}
     for name in sys.argv[1:] or steps:
         steps[name]()
-
-
-# -- the classifier ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Bench:
-    """One trained classifier, and the tiles that only it is measured on.
-
-    Attributes:
-        seed: of its training and its noises; it also picks its share of the held-out tiles.
-        left_out: a kind of damage that it never saw; "" for none.
-    """
-
-    seed: int
-    left_out: str = ""
-
-    @property
-    def config(self) -> ClassifierConfig:
-        """Its settings."""
-        ranges = {k: v for k, v in CLASSIFIER.order.ranges.items() if k != self.left_out}
-        order = CLASSIFIER.order.model_copy(update={"ranges": ranges})
-        return CLASSIFIER.model_copy(update={"seed": self.seed, "order": order})
-
-    def held_out(self, count: int) -> photos.Tiles:
-        """Return `count` held-out tiles that no other seed has."""
-        tiles = photos.load("held_out")
-        order = rng.permutation(len(tiles), 0, "annotation-benchmark")
-        return tiles.at(np.sort(order[self.seed :: MAX_SEEDS][:count]))
-
-    def pool(self, *, graded: bool) -> photos.Damaged:
-        """Return the pool's tiles that the network grades, or those that it trains on."""
-        mix = _pool()
-        is_graded = [hash_fraction(p, "classifier-fold") < 0.5 for p in mix.tiles.photos]
-        wanted = (np.array(is_graded) == graded) & (mix.kind != (self.left_out or "none"))
-        return photos.Damaged(mix.tiles.at(wanted), mix.kind[wanted], mix.place[wanted])
-
-    def file(self, name: str, key: object, suffix: str) -> Path:
-        """Return where a result of it is kept."""
-        who = [self.config.model_dump(mode="json"), self.left_out, NETWORK]
-        return cache_folder("annotation") / f"{name}-{canonical_hash([key, who])}{suffix}"
-
-
-@cache
-def _pool() -> photos.Damaged:
-    return photos.damaged_mix(photos.load("pool"), undamaged_fraction=0.2, seed=0)
-
-
-@cache
-def classifier(bench: Bench) -> NoiseClassifier:
-    """Return one fold: held-out photos are unseen by any, so a second would tell no more."""
-    file = bench.file("classifier", "", ".pt")
-    if not file.exists():
-        sides = Sides(photos.load("trusted"), bench.pool(graded=False).tiles)
-        torch.save(train_fold(sides, bench.config, 0).state_dict(), file)
-    network = NoiseClassifierNetwork(bench.config.network, 3)
-    network.load_state_dict(torch.load(file))
-    network.eval()
-    folds = [Fold(network, _calibration(bench, network))]
-    return NoiseClassifier(bench.config, "tiles", folds, "benchmark")
-
-
-def _calibration(bench: Bench, network: NoiseClassifierNetwork) -> Calibration:
-    file = bench.file("calibration", "", ".npz")
-    if not file.exists():
-        noises = noise_bank(bench.config, (3, photos.TILE, photos.TILE))
-        sides = (photos.load("validation"), bench.pool(graded=True).tiles)
-        found = calibrate(*(_graded(network, _some(s, 400), bench.config, noises) for s in sides))
-        np.savez(file, scale=found.scale, offset=found.offset)
-    with np.load(file) as kept:
-        return Calibration(kept["scale"], kept["offset"])
-
-
-def _graded(network, tiles: photos.Tiles, config: ClassifierConfig, noises) -> NDArray[np.float32]:
-    return np.concatenate(
-        [grade(network, to_x0(part), config.sigmas, noises) for part in _parts(tiles.pixels)]
-    )
 
 
 # -- accuracy and speed ------------------------------------------------------------------------
@@ -262,7 +168,7 @@ def annotators(bench: Bench) -> dict[str, Annotator]:
     """Return every quick annotator by name."""
     asked, seed = classifier(bench), bench.seed
     sequential = Bisection(asked, SequentialConfig(), seed)
-    pilot = _some(bench.pool(graded=True).tiles, 128)
+    pilot = some(bench.pool(graded=True).tiles, 128)
     sequential.learn_prior(to_x0(pilot.pixels), pilot.names())
     return {
         "head": HeadAnnotator(asked, [head(bench)], seed=seed),
@@ -397,7 +303,7 @@ def _undamaged_tiles(bench: Bench) -> NDArray[np.float64]:
 def _undamaged_pool(bench: Bench) -> NDArray[np.float64]:
     """Return the levels of pool images without damage, which the network did not train on."""
     pool = bench.pool(graded=True)
-    return _levels(bench, _some(pool.tiles.at(pool.kind == ""), NUM_PAIRS), "pool")
+    return _levels(bench, some(pool.tiles.at(pool.kind == ""), NUM_PAIRS), "pool")
 
 
 def _levels(bench: Bench, tiles: photos.Tiles, what: object) -> NDArray[np.float64]:
@@ -451,15 +357,6 @@ def _error_of_constants(truth, kinds) -> NDArray[np.float64]:
 
 def _told(error) -> str:
     return f"p50 {np.median(error):.3f}, p95 {np.quantile(error, 0.95):.3f}"
-
-
-def _some(tiles: photos.Tiles, count: int) -> photos.Tiles:
-    order = rng.permutation(len(tiles), 0, "annotation-benchmark")
-    return tiles.at(np.sort(order[:count]))
-
-
-def _parts(pixels) -> list:
-    return [pixels[start : start + 256] for start in range(0, len(pixels), 256)]
 
 
 def _seconds(run: Callable[[], object]) -> float:
