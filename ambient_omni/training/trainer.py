@@ -131,12 +131,12 @@ class Trainer:
                 last = done.step == config.num_steps
                 if last or self._due(config.log_every_images):
                     self._reporter.write_means(done.step)
-                if config.power_ema.sigma_rels and (
-                    last or self._due(config.power_ema.snapshot_every_images)
-                ):
-                    self._saver.snapshot(self._engine, done)
                 stopping = votes.any(stop.requested)
                 with self._reporter.aside():
+                    if config.power_ema.sigma_rels and (
+                        last or self._due(config.power_ema.snapshot_every_images)
+                    ):
+                        self._saver.snapshot(self._engine, done)
                     if last or self._due(config.evaluate_every_images):
                         self._evaluate_and_save()
                     elif stopping:

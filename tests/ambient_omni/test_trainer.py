@@ -1,3 +1,4 @@
+import contextlib
 import importlib.util
 import json
 import math
@@ -18,6 +19,7 @@ from ambient_omni.training.checkpoints import load
 from ambient_omni.training.engine import Engine, StepResult
 from ambient_omni.training.plan import describe
 from ambient_omni.training.reporting import Reporter
+from ambient_omni.training.saving import Saver
 from ambient_omni.training.trained import load_checkpoint, load_trained
 from ambient_omni.training.trainer import Trainer, TrainingStopped, train
 from schemas.errors import BadInput, CheckpointRefused, NotEnoughReferences, TrainingFailed
@@ -232,6 +234,27 @@ def test_evaluating_and_saving_is_no_time_of_the_steps(trainable, config, monkey
             clock[0] += 60
     reporter.write_means(2)
     assert lines[0]["seconds_per_step"] == 1.5
+
+
+def test_snapshots_are_no_time_of_the_steps(trainable, config, monkeypatch):
+    depth, seen, plain = [0], [], (Reporter.aside, Saver.snapshot)
+
+    @contextlib.contextmanager
+    def aside(self):
+        depth[0] += 1
+        with plain[0](self):
+            yield
+        depth[0] -= 1
+
+    def snapshot(self, *arguments):
+        seen.append(depth[0])
+        plain[1](self, *arguments)
+
+    monkeypatch.setattr(Reporter, "aside", aside)
+    monkeypatch.setattr(Saver, "snapshot", snapshot)
+    power_ema = {"sigma_rels": (0.1,), "snapshot_every_images": 48}
+    train(trainable, config(power_ema=power_ema), show=False)
+    assert seen == [1, 1]
 
 
 def test_losses_that_are_not_finite_are_skipped_and_then_stop_the_run(
