@@ -115,7 +115,7 @@ DEFAULT_LIMITS = ImageLimits()
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What the header says: format "jpeg", "png" or "webp"; pixels as coded, before orientation."""
+    """Format ("jpeg", "png", "webp") and size in pixels; `probe` tells it before orientation."""
 
     width: int
     height: int
