@@ -99,10 +99,10 @@ def errors_of_looks(
         num_looks: pairs an image.
         reading: where a curve's crossing is.
     """
-    at = _below(_log_crossings(curves, reading), curves.sigmas)
-    wanted = _read(truth, at[:, None])[:, 0]
     if not num_looks:
         return np.zeros(0), 0.0
+    at = _below(_log_crossings(curves, reading), curves.sigmas)
+    wanted = _read(truth, at[:, None])[:, 0]
     gap_BK = np.stack([bent(ask(np.exp(at), k)) - wanted for k in range(num_looks)], axis=1)
     offset_K = np.median(gap_BK, axis=0)
     return offset_K, float(1.4826 * np.median(np.abs(gap_BK - offset_K)))
