@@ -28,8 +28,12 @@ from dagster_project.defs.project import RECIPE_VARIABLE, ROOT_VARIABLE, Project
 from dagster_project.defs.specs import complete, has_windows
 from dagster_project.logfile import file_logger, terminal_logger
 
-# The orchestrator itself passes a parameter that is in beta when it resolves sensors.
+# The orchestrator's own code uses what is in beta or preview: when it resolves sensors, and when it
+# reads what a trainer's process reports.
 warnings.filterwarnings("ignore", message="Parameter `owners`", category=dg.BetaWarning)
+warnings.filterwarnings(
+    "ignore", message="Function `PipesMessageReader", category=dg.PreviewWarning
+)
 
 
 def build_definitions(project: Project) -> dg.Definitions:
