@@ -60,8 +60,9 @@ def record_goals(study: Study) -> None:
 def record_longer(study: Study) -> None:
     """Write the result of the long form."""
     for group in groups_of(study, [plan.long_problem()]):
-        if group.rows("classifier_hard"):
-            _record_gap(group, "classifier_hard", "_long")
+        chosen = group.chosen()
+        if chosen:
+            _record_gap(group, chosen, "_long")
 
 
 def _record_gap(group: Group, chosen: Arm, suffix: str = "") -> None:

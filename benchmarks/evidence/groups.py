@@ -12,7 +12,7 @@ from benchmarks.evidence import plan
 from benchmarks.evidence.cells import Arm, Problem
 from benchmarks.evidence.results import Row, Study, best_on_validation, gap_closed, interval
 
-POLICIES: tuple[Arm, ...] = ("classifier_hard", "pilot")
+POLICIES: tuple[Arm, ...] = ("classifier_hard", "classifier_soft", "pilot")
 """Among which validation loss chooses: those that every problem of the study has."""
 
 BASELINES: tuple[Arm, ...] = ("only_reference", "keep_everything")

@@ -14,19 +14,20 @@ from benchmarks.evidence.training import TrainingSettings
 Group = Literal["headline", "severities", "arms", "damages", "shares", "openmoji", "foreign"]
 
 HEADLINE_ARMS: tuple[Arm, ...] = (
-    "only_reference", "all_clean", "keep_everything", "classifier_hard", "pilot",
+    "only_reference", "all_clean", "keep_everything", "classifier_hard", "classifier_soft", "pilot",
 )  # fmt: skip
 HEADLINE: dict[str, float] = {"gaussian_blur": 1.0, "jpeg": 75.0, "motion_blur": 4.0}
 """Damage at middle severity."""
 
 ALL_ARMS: tuple[Arm, ...] = (
-    *HEADLINE_ARMS, "classifier_soft", "ambient", "sample_size", "fixed_level", "best_half",
-    "quality_rank",
+    *HEADLINE_ARMS, "ambient", "sample_size", "fixed_level", "best_half", "quality_rank",
 )  # fmt: skip
 FOREIGN_ARMS: tuple[Arm, ...] = (
     "only_reference", "all_clean", "keep_everything", "classifier_hard", "windows",
 )  # fmt: skip
-SWEPT_ARMS: tuple[Arm, ...] = ("only_reference", "keep_everything", "classifier_hard", "pilot")
+SWEPT_ARMS: tuple[Arm, ...] = (
+    "only_reference", "keep_everything", "classifier_hard", "classifier_soft", "pilot",
+)  # fmt: skip
 BLURS = (0.4, 0.6, 1.0, 1.6)
 OTHER_DAMAGES: dict[str, float] = {"down_up": 2.0, "sensor_noise": 25.0, "colour_cast": 0.5}
 MILD_BLUR = 0.6
@@ -71,7 +72,9 @@ LONG = FULL.model_copy(
 """Thrice the budget: samples go on getting better long after the loss has told the arms apart."""
 
 FORMS: dict[str, Form] = {form.name: form for form in (FULL, QUICK, LONG)}
-LONG_ARMS: tuple[Arm, ...] = ("all_clean", "keep_everything", "classifier_hard")
+LONG_ARMS: tuple[Arm, ...] = (
+    "all_clean", "keep_everything", "classifier_hard", "classifier_soft",
+)  # fmt: skip
 """Only-reference is the full form's: its best checkpoint comes long before that form's end."""
 
 

@@ -110,7 +110,7 @@ def _longer(study: Study) -> Iterator[str]:
             "its validation loss turned before, so a longer training keeps the same checkpoint."
         )
         yield from _table(group, arms)
-        for row in group.rows("classifier_hard") + group.rows("all_clean"):
+        for row in [row for arm in plan.LONG_ARMS for row in group.rows(arm)]:
             yield (
                 f"* {name_of(row.cell.arm)}, seed {row.cell.problem.seed}: best at "
                 f"{row.train['selected_at']:,} images"
@@ -291,7 +291,10 @@ def _plots(study: Study, folder: Path, store: Store) -> Iterator[str]:
     groups = [group for group in known if group.rows("all_clean")]
     if not groups:
         return
-    arms = ("only_reference", "keep_everything", "classifier_hard", "pilot", "all_clean")
+    arms: tuple[Arm, ...] = (
+        "only_reference", "keep_everything", "classifier_hard", "classifier_soft", "pilot",
+        "all_clean",
+    )  # fmt: skip
     panels: dict[str, Mapping[Arm, Sequence[float]]] = {
         title(group.problem): {
             arm: np.mean([row.loss for row in group.rows(arm)], axis=0).tolist()

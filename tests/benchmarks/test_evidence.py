@@ -141,9 +141,9 @@ def test_needs_come_first_and_no_task_comes_twice(form):
         assert all(place[need.key(form)] < place[task.key(form)] for need in task.needs())
 
 
-def test_the_headline_is_five_arms_of_three_damages_with_three_seeds():
+def test_the_headline_is_six_arms_of_three_damages_with_three_seeds():
     measured = [t.cell for t in plan.tasks(plan.FULL, ["headline"]) if t.stage == "measure"]
-    assert len(measured) == 3 * (2 + 3 * 3)
+    assert len(measured) == 3 * (2 + 3 * 4)
 
 
 def test_wishes_pick_groups_and_parts_of_names():
