@@ -97,6 +97,11 @@ class Store:
             raise self._unreachable(error) from error
         return bool(found.type == pa_fs.FileType.File)
 
+    def stamp(self, name: str) -> tuple[int, int] | None:
+        """Return what tells a file from another of its name: bytes, and ns of its writing."""
+        info = self.filesystem.get_file_info(self.full(name))
+        return (info.size, info.mtime_ns) if info.type == pa_fs.FileType.File else None
+
     def size(self, name: str) -> int:
         """Return the bytes of a file."""
         return int(self.filesystem.get_file_info(self.full(name)).size)

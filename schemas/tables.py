@@ -45,7 +45,11 @@ __all__ = ["Commit", "Snapshot", "Tables", "Where", "fingerprint_of", "slice_pat
 
 @dataclass(frozen=True)
 class Commit:
-    """What a commit did. `version` is the table's version that holds the slice."""
+    """What a commit did.
+
+    `version` is the table's version that holds the slice; with writers on other machines it may be
+    one of theirs, behind it.
+    """
 
     version: int
     written: int
@@ -60,8 +64,8 @@ class Tables:
         self._locks = locks
         self._take_downs = TakeDowns(place)
         # For commits alone, under the lock: a handle brought up to date reads the new entries of
-        # the log, a new one reads all of them.
-        self._heads: dict[str, DeltaTable] = {}
+        # the log, a new one reads all of them. With the stamp of its own entry.
+        self._heads: dict[str, tuple[DeltaTable, tuple[int, int] | None]] = {}
 
     def store(self, name: str) -> Store:
         """Where the table `name` lies; KeyError if no contract has that name."""
@@ -293,17 +297,20 @@ class Tables:
 
     def _head(self, name: str) -> DeltaTable | None:
         """Return the newest version, to be committed to at once by who holds the lock."""
-        known = self._heads.pop(name, None)  # kept again only if nothing fails
-        # Without its entry of the log, somebody removed the table.
-        if known is not None and self.store(name).has(f"_delta_log/{known.version():020d}.json"):
+        head, stamp = self._heads.pop(name, (None, None))  # kept again only if nothing fails
+        # With another entry of the log in the place of its own, the table was removed meanwhile.
+        if head is not None and stamp is not None and self._stamp(name, head) == stamp:
             with contextlib.suppress(DeltaError, OSError):
-                known.update_incremental()
-                self._heads[name] = known
-                return known
+                head.update_incremental()
+                self._heads[name] = head, self._stamp(name, head)
+                return head
         head = self._delta(name)
         if head is not None:
-            self._heads[name] = head
+            self._heads[name] = head, self._stamp(name, head)
         return head
+
+    def _stamp(self, name: str, delta: DeltaTable) -> tuple[int, int] | None:
+        return self.store(name).stamp(_entry(int(delta.version())))
 
     def _made_from(self, name: str, delta: DeltaTable, slice: Mapping[str, str]) -> str | None:
         return Snapshot(contract(name), self.store(name), delta, None).fingerprint(slice)
@@ -374,8 +381,11 @@ class Tables:
         )
         # The handle stays where it was, and to update it costs as much as the commit. Versions have
         # no gaps: ours is the next one, or behind it those of other machines.
-        while store.has(f"_delta_log/{version + 1:020d}.json"):
-            version += 1
+        with contextlib.suppress(
+            BadInput
+        ):  # what landed has landed, whether or not it can be asked
+            while store.has(_entry(version + 1)):
+                version += 1
         return version
 
     def _retry(
@@ -405,6 +415,10 @@ class Tables:
 def fingerprint_of(inputs: Mapping[str, Any]) -> str:
     """Return the fingerprint of a job's inputs, 15 hex digits."""
     return canonical_hash(dict(inputs), FINGERPRINT_LENGTH)
+
+
+def _entry(version: int) -> str:
+    return f"_delta_log/{version:020d}.json"
 
 
 def _add(file: WrittenFile, slice: Mapping[str, str]) -> AddAction:

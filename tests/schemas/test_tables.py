@@ -13,9 +13,10 @@ from deltalake.exceptions import CommitFailedError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from schemas.errors import ContractViolation, TableMissing
+from schemas.errors import BadInput, ContractViolation, TableMissing
 from schemas.registry import contract
 from schemas.root import Root
+from schemas.store import Store
 
 NAME = "reference_sets"
 
@@ -373,6 +374,28 @@ def test_a_table_that_was_removed_is_made_anew_by_who_had_written_it(root):
     shutil.rmtree(root.tables.table_path(NAME))
     assert commit(root, [1], "x").written == 1
     assert rows_of(root) == [1]
+
+
+def test_a_table_that_others_made_anew_is_opened_anew_by_who_had_written_it(root):
+    commit(root, [1], "x")
+    commit(root, [2], "y")
+    shutil.rmtree(root.tables.table_path(NAME))
+    other = Root.open(root.path)
+    for number in range(4):
+        commit(other, [number], "x")
+    commit(root, [7], "x")
+    assert rows_of(root) == [7]
+
+
+def test_a_commit_that_landed_is_no_failure_when_its_version_cannot_be_asked_for(root, monkeypatch):
+    commit(root, [1], "x")
+
+    def unreachable(self, name):
+        raise BadInput("the store cannot be asked")
+
+    monkeypatch.setattr(Store, "has", unreachable)
+    assert commit(root, [1, 2], "x").version == 1
+    assert rows_of(root) == [1, 2]
 
 
 def test_two_first_commits_of_one_slice_do_not_both_stay(root, monkeypatch):
