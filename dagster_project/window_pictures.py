@@ -1,5 +1,6 @@
 """What crops say, drawn: maps over images, how many images get a window, context by level."""
 
+import itertools
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,9 @@ def crop_maps(root: Root, batch: str, crop_classifier_id: str, sizes: list[int])
         maps = pictured(root, batch, crop_classifier_id, size)
     except AmbientOmniError:  # a picture must not fail what it illustrates
         return {}
-    if not maps or sum(map(len, maps)) > MAX_PICTURE_BYTES:
+    sizes_so_far = itertools.accumulate(map(len, maps))
+    maps = [png for png, upto in zip(maps, sizes_so_far, strict=True) if upto <= MAX_PICTURE_BYTES]
+    if not maps:
         return {}
     name = f"crop_maps_{crop_classifier_id}"
     return {name: pictures_below(maps, f"crops of side {size} of {batch}")}

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ambient_omni import rng
 from ambient_omni.data.packs import PackMissing
+from dagster_project.pictures import MAX_PICTURE_BYTES
 from pipelines.__main__ import main
 from pipelines.freezing import freeze_crop_window
 from pipelines.jobs.annotate import annotate
@@ -95,6 +97,16 @@ def test_a_caption_is_drawn_as_it_stands():
     drawn = draw_crop_map(pixels, np.zeros((11, 11)), 4, "a $file_{name^ <b>&\\frac{")
     with Image.open(io.BytesIO(drawn)) as image:
         assert image.format == "PNG"
+
+
+def test_maps_over_photographs_of_any_size_are_small_enough_for_a_page():
+    draw = rng.generator(0, "crop-map")
+    camera = draw.integers(0, 256, (768, 1024, 3), dtype=np.uint8)
+    probability = draw.uniform(size=(11, 15))
+    png = draw_crop_map(camera, probability, 128, "noise, the worst to compress")
+    assert 3 * len(png) < MAX_PICTURE_BYTES
+    with Image.open(io.BytesIO(png)) as drawn:
+        assert drawn.mode == "RGB"
 
 
 def test_a_map_is_spread_over_the_positions_of_its_crops():

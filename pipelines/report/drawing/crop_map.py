@@ -3,9 +3,13 @@
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from ambient_omni.windows.crops import grid_corners
 from pipelines.report.drawing.style import DOTS_PER_INCH, LIGHT, TEXT_POINTS, plain, png
+
+# Of a photograph; more are hundreds of kilobytes that the page shows no larger.
+_MAX_DRAWN_SIDE = 112
 
 
 def draw_crop_map(
@@ -30,18 +34,22 @@ def draw_crop_map(
         figsize=(6.4, 3.2), dpi=DOTS_PER_INCH, facecolor=theme.background, layout="constrained"
     )
     left, right = figure.subplots(1, 2)
-    left.imshow(pixels_HWC)
-    right.imshow(pixels_HWC.mean(axis=2), cmap="gray", vmin=0, vmax=255)
+    image = Image.fromarray(pixels_HWC)
+    image.thumbnail((_MAX_DRAWN_SIDE, _MAX_DRAWN_SIDE))
+    # Both in the image's own pixels, whatever is left of them.
+    extent = (0.0, float(over.shape[1]), float(over.shape[0]), 0.0)
+    left.imshow(np.asarray(image), extent=extent)
+    right.imshow(np.asarray(image.convert("L")), cmap="gray", vmin=0, vmax=255, extent=extent)
     # Half is the best there is: at 1/2 nobody can tell the crop from the domain's.
-    drawn = right.imshow(over, cmap="RdYlGn", vmin=0, vmax=0.6, alpha=0.65)
-    bar = figure.colorbar(drawn, ax=right, shrink=0.85)
+    drawn = right.imshow(over, cmap="RdYlGn", vmin=0, vmax=0.6, alpha=0.65, extent=extent)
+    bar = figure.colorbar(drawn, ax=right, shrink=0.85, extend="max")
     bar.set_label("P(in domain); 0.5 cannot be told", fontsize=TEXT_POINTS, color=theme.muted)
     bar.ax.tick_params(colors=theme.muted, labelsize=TEXT_POINTS - 0.5, length=0)
     for axes, title in ((left, "image"), (right, f"its crops of {size} x {size}")):
         axes.set_axis_off()
         axes.set_title(title, loc="left", fontsize=TEXT_POINTS, color=theme.muted)
     figure.suptitle(plain(caption), fontsize=TEXT_POINTS + 1, color=theme.text)
-    return png(figure)
+    return png(figure, photographs=True)
 
 
 def spread(

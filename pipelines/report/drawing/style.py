@@ -183,14 +183,15 @@ def note(axes: Axes, text: str, theme: Theme) -> None:
     )
 
 
-def png(figure: Figure) -> bytes:
-    """Return the figure as PNG bytes."""
+def png(figure: Figure, *, photographs: bool = False) -> bytes:
+    """Return the figure as PNG bytes; one with photographs keeps all of its colours."""
     # Not savefig: it lays the figure out and draws it twice, half a second in all.
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     rgba = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
     image = Image.fromarray(rgba).convert("RGB")
-    image = image.quantize(NUM_PALETTE_COLOURS, dither=Image.Dither.NONE)
+    if not photographs:
+        image = image.quantize(NUM_PALETTE_COLOURS, dither=Image.Dither.NONE)
     out = io.BytesIO()
     image.save(out, "PNG", optimize=True)
     return out.getvalue()
