@@ -22,11 +22,13 @@ class Reporter:
         self._losses: list[float] = []
         self._norms: list[float] = []
         self._rate = 0.0
+        self._num_timed = 0  # without those of before a resume, whose time nobody knows
         self._since = time.monotonic()
 
     def add(self, result: StepResult) -> None:
         """Take in a step that was finite."""
         self._losses.append(result.loss)
+        self._num_timed += 1
         # The gradient is shared: its norm is the same everywhere. One that overflowed under fp16,
         # in a step that the scaler skips, is no number of a mean.
         if math.isfinite(result.gradient_norm):
@@ -49,9 +51,10 @@ class Reporter:
             "loss": sum(self._over_processes()) / count,
             **self._norm_values(),
             "learning_rate": self._rate,
-            "seconds_per_step": (now - self._since) / count,
         }
-        self._losses, self._norms, self._since = [], [], now
+        if self._num_timed:
+            values["seconds_per_step"] = (now - self._since) / self._num_timed
+        self._losses, self._norms, self._since, self._num_timed = [], [], now, 0
         self.write(step, values)
 
     def write(self, step: int, values: Mapping[str, float], **lists: list[float]) -> None:

@@ -232,8 +232,16 @@ def test_evaluating_and_saving_is_no_time_of_the_steps(trainable, config, monkey
         reporter.add(StepResult(loss=0.5, gradient_norm=1.0, learning_rate=0.1, finite=True))
         with reporter.aside():
             clock[0] += 60
+    kept = reporter.state()
     reporter.write_means(2)
     assert lines[0]["seconds_per_step"] == 1.5
+    # Steps from before a resume are in the mean of the loss, and not in the time since.
+    resumed = Reporter(run, accelerator)
+    resumed.restore(kept)
+    clock[0] += 2.5
+    resumed.add(StepResult(loss=2.0, gradient_norm=1.0, learning_rate=0.1, finite=True))
+    resumed.write_means(3)
+    assert (lines[1]["loss"], lines[1]["seconds_per_step"]) == (1.0, 2.5)
 
 
 def test_snapshots_are_no_time_of_the_steps(trainable, config, monkeypatch):
