@@ -101,7 +101,9 @@ def provenance(
 ) -> list[tuple[str, str]]:
     """Return lines of name and value: everything that the page was made from."""
     versions = root.tables.versions(READ_TABLES)
-    spaces = {run["noise_space"] for run in runs.values()} or {inputs.transform.noise_space}
+    policies = {inputs.main_policy_id, *(run["policy_id"] for run in runs.values())}
+    where = {"policy_id": sorted(policies)}
+    spaces = set(root.tables.read("policies", ["noise_space"], where)["noise_space"].to_pylist())
     lines = [
         ("code version", code_version()),
         ("noise space", ", ".join(sorted(spaces))),
