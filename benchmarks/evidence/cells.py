@@ -110,6 +110,9 @@ class Form(Frozen):
     feature_side: int = Field(default=128, ge=32, description="What Lite0 sees, pixels.")
     num_crops: int = Field(default=30_000, ge=64, description="Of the crop classifier.")
     fixed_level: float = Field(default=1.0, gt=0, description="Of the fixed level and of the rest.")
+    pilots: Form | None = Field(
+        default=None, description="Whose trainings are this form's pilots; None: its own."
+    )
 
 
 class Task(Frozen):
@@ -144,6 +147,10 @@ class Task(Frozen):
         tried = {"pilot": PILOTS, "sample_size": (PILOTS[0], PILOTS[-1])}.get(cell.arm, ())
         return (*found, *(Task.of("train", Cell.of(cell.problem, arm)) for arm in tried))
 
+    def form_of(self, need: Task, form: Form) -> Form:
+        """Return the form that a need is computed in: pilots may be shorter than the run."""
+        return form.pilots if form.pilots and self.stage == need.stage == "train" else form
+
     def key(self, form: Form) -> str:
         """Return the hash of everything that the result depends on."""
         of_arm = _ARM_VERSIONS.get(self.cell.arm)
@@ -155,7 +162,7 @@ class Task(Frozen):
                 "data_version": DATA_VERSION,
                 "cell": self.cell.model_dump(mode="json"),
                 "settings": _settings(self.stage, form),
-                "needs": [task.key(form) for task in self.needs()],
+                "needs": [need.key(self.form_of(need, form)) for need in self.needs()],
             }
         )
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from benchmarks.evidence import plan
 from benchmarks.evidence.cells import Arm, Problem
-from benchmarks.evidence.results import Row, Study, best_on_validation, gap_closed, interval
+from benchmarks.evidence.results import Row, Study, gap_closed, interval
 
 POLICIES: tuple[Arm, ...] = ("classifier_hard", "classifier_soft", "pilot")
 """Among which validation loss chooses: those that every problem of the study has."""
@@ -63,12 +63,21 @@ class Group:
         ]
 
     def chosen(self, among: Sequence[Arm] = POLICIES) -> Arm | None:
-        """Return the policy with the lowest validation loss over all seeds that have all."""
-        known = [arm for arm in among if self.rows(arm)]
+        """Return the policy with the lowest validation loss, of those with the most seeds."""
+        return self._chosen(among, lambda row: row.validation_total)
+
+    def chosen_by_distance(self, among: Sequence[Arm] = POLICIES) -> Arm | None:
+        """Return the policy with the lowest distance to validation images, as `chosen`."""
+        return self._chosen(among, lambda row: row.validation["fd"])
+
+    def _chosen(self, among: Sequence[Arm], score: Callable[[Row], float]) -> Arm | None:
+        most = max(len(self.rows(arm)) for arm in among)
+        known = [arm for arm in among if len(self.rows(arm)) == most > 0]
         if not known:
             return None
-        best = best_on_validation([list(rows) for rows in zip(*self.together(*known), strict=True)])
-        return best[0].cell.arm if best else None
+        rows = [list(rows) for rows in zip(*self.together(*known), strict=True)]
+        best = min(rows, key=lambda each: float(np.mean([score(row) for row in each])))
+        return best[0].cell.arm
 
     def is_complete(self) -> bool:
         """Say whether both baselines are there for some seed."""

@@ -67,13 +67,14 @@ LONG = FULL.model_copy(
         "name": "long",
         # Looked at where the full form looks, so that both are one training up to its end.
         "training": TrainingSettings(num_images=216_000, num_checks=48),
+        "pilots": FULL,
     }
 )
 """Thrice the budget: samples go on getting better long after the loss has told the arms apart."""
 
 FORMS: dict[str, Form] = {form.name: form for form in (FULL, QUICK, LONG)}
 LONG_ARMS: tuple[Arm, ...] = (
-    "all_clean", "keep_everything", "classifier_hard", "classifier_soft",
+    "all_clean", "keep_everything", "classifier_hard", "classifier_soft", "pilot",
 )  # fmt: skip
 """Only-reference is the full form's: its best checkpoint comes long before that form's end."""
 
@@ -88,7 +89,7 @@ def cells(form: Form) -> list[tuple[Group, Cell]]:
 
 
 def tasks(form: Form, only: Sequence[str] = ()) -> list[Task]:
-    """Return all tasks in an order in which needs come first.
+    """Return all tasks in an order in which needs come first, but none of another form.
 
     Args:
         form: full, quick or long.
@@ -99,7 +100,8 @@ def tasks(form: Form, only: Sequence[str] = ()) -> list[Task]:
 
     def add(task: Task) -> None:
         for need in task.needs():
-            add(need)
+            if task.form_of(need, form) is form:
+                add(need)
         found.setdefault(task)
 
     for group, cell in cells(form):

@@ -150,6 +150,12 @@ def _of_chosen(group: Group, chosen: Arm) -> Iterator[str]:
             f"{name_of(chosen)} (lowest validation loss) − {name_of(arm)}, paired over the test's "
             f"photographs, one figure a seed: {figures}."
         )
+    nearest = group.chosen_by_distance()
+    if nearest:
+        yield (
+            f"By distance to validation images instead of their loss: {name_of(nearest)}, which "
+            f"closes {gap_told(group, nearest, 'fd')} of the gap in FD."
+        )
     above, below = above_and_below(group, chosen)
     yield (
         f"Above the pool's median σ_min it closes {percent(above)} % of the gap in loss; below "

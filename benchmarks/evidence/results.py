@@ -10,7 +10,7 @@ import datetime
 import json
 import math
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -162,11 +162,6 @@ def paired_by_photo(one: Row, other: Row) -> tuple[float, float]:
     count = len(weight)
     error = math.sqrt(count / (count - 1) * float(np.square(residual).sum())) / weight.sum()
     return mean, float(student.ppf(0.975, count - 1) * error)
-
-
-def best_on_validation(rows: Iterable[Sequence[Row]]) -> Sequence[Row]:
-    """Return the arm (its rows, one a seed) with the lowest mean validation loss."""
-    return min(rows, key=lambda group: float(np.mean([row.validation_total for row in group])))
 
 
 def _row(cell: Cell, train: Task, measure: Task, form: Form, store: Store) -> dict[str, Any]:

@@ -25,10 +25,15 @@ def run(tasks: Sequence[Task], form: Form, folder: Path, workers: int) -> None:
     """Compute what is missing; a run that was stopped goes on where it was.
 
     Raises:
-        SystemExit: a worker failed.
+        SystemExit: a worker failed, or another form has to be computed first.
     """
     store = Store(folder)
     missing = [task for task in tasks if not store.has(task, form)]
+    for task in missing:
+        for need in task.needs():
+            other = task.form_of(need, form)
+            if other is not form and not store.has(need, other):
+                raise SystemExit(f"{task.name} rests on the {other.name} form; run that first")
     print(f"{len(tasks)} tasks, {len(tasks) - len(missing)} of them done; {folder}", flush=True)
     context = multiprocessing.get_context("spawn")
     crew: list[BaseProcess] = [
@@ -85,7 +90,7 @@ def work(tasks: Sequence[Task], form: Form, folder: Path) -> None:
 def _next(left: Sequence[Task], form: Form, store: Store) -> Task | None:
     """Return the first task that nobody computes and whose needs are there."""
     for task in left:
-        ready = all(store.has(need, form) for need in task.needs())
+        ready = all(store.has(need, task.form_of(need, form)) for need in task.needs())
         if ready and not store.has(task, form) and store.is_free(task, form):
             return task
     return None

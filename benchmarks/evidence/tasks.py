@@ -133,11 +133,13 @@ def _copies(near: dict[str, NDArray[np.float64]]) -> float:
 def _known(cell: Cell, form: Form, store: Store) -> Known:
     found: dict[str, dict[str, NDArray[Any]]] = {}
     pilots: dict[Arm, Measured] = {}
-    for need in Task.of("train", cell).needs():
-        arrays = store.arrays(need, form)
+    task = Task.of("train", cell)
+    for need in task.needs():
+        its_form = task.form_of(need, form)
+        arrays = store.arrays(need, its_form)
         if need.stage == "train":
             parts = (arrays[name] for name in ("loss", "right", "power", "whole"))
-            pilots[need.cell.arm] = Measured(form.training.check_sigmas, *parts)
+            pilots[need.cell.arm] = Measured(its_form.training.check_sigmas, *parts)
         else:
             found[need.stage] = arrays
     windows = found["windows"]["sigma_max"] if "windows" in found else None

@@ -138,7 +138,28 @@ def test_needs_come_first_and_no_task_comes_twice(form):
     place = {task.key(form): number for number, task in enumerate(tasks_)}
     assert len(place) == len(tasks_)
     for task in tasks_:
-        assert all(place[need.key(form)] < place[task.key(form)] for need in task.needs())
+        needs = [need for need in task.needs() if task.form_of(need, form) is form]
+        assert all(place[need.key(form)] < place[task.key(form)] for need in needs)
+
+
+def test_a_longer_run_reads_the_pilots_of_the_form_that_it_names(tmp_path):
+    longer = FORM.model_copy(update={"fixed_level": 2.0, "pilots": FORM})
+    task, store = Task.of("train", Cell.of(PROBLEM, "pilot")), Store(tmp_path)
+    pilots = [need for need in task.needs() if need.stage == "train"]
+    assert len(pilots) == 4
+    assert all(task.form_of(need, longer) is FORM for need in pilots)
+    assert all(task.form_of(need, FORM) is FORM for need in pilots)
+    others = longer.model_copy(update={"pilots": FORM.model_copy(update={"fixed_level": 3.0})})
+    assert task.key(longer) != task.key(others)
+    with pytest.raises(SystemExit, match="rests on the test form; run that first"):
+        run.run([task], longer, tmp_path, 1)
+    for need in task.needs():
+        store.keep(need, task.form_of(need, longer), {"seconds": 1.0}, {})
+    assert run._next([task], longer, store) == task
+
+
+def test_the_long_form_trains_no_pilots():
+    assert {task.cell.arm for task in plan.tasks(plan.LONG)} == set(plan.LONG_ARMS)
 
 
 def test_the_headline_is_six_arms_of_three_damages_with_three_seeds():
@@ -338,7 +359,7 @@ def _row(arm: str, seed: int, loss: float, fd: float = 1.0, validation: float = 
     }
     test = {"loss": [loss / 2, loss / 2], "fd": fd, "kid": 0.1, "precision": 0.5, "recall": 0.5}
     return Row(
-        cell=cell, key="", train=train, test=test, validation={}, nearest={}, copies=0.0,
+        cell=cell, key="", train=train, test=test, validation={"fd": fd}, nearest={}, copies=0.0,
         loss_of_photo=[[loss / 2] * 2] * 2, images_of_photo=[1, 3],
     )  # fmt: skip
 
@@ -355,8 +376,17 @@ def test_the_policy_is_chosen_by_validation_loss_and_never_by_the_tests():
     rows += [_row("pilot", 0, 3, validation=0.9), _row("classifier_hard", 0, 1, validation=1.1)]
     group = Group(_study(rows), rows[1].cell.problem)
     assert group.chosen() == "pilot"
+    more = [_row(arm, 1, 1) for arm in ("keep_everything", "classifier_hard")]
+    # A policy of fewer seeds would be compared on these alone.
+    assert Group(_study([*rows, *more]), rows[1].cell.problem).chosen() == "classifier_hard"
     assert group.gaps("pilot", "loss") == [0.5]
     assert group.excess("pilot") == [pytest.approx(-0.25)]
+
+
+def test_the_policy_for_the_distance_is_chosen_by_distance_to_validation_images():
+    rows = [_row("pilot", 0, 1, fd=9.0, validation=0.9), _row("classifier_hard", 0, 1, fd=3.0)]
+    group = Group(_study(rows), rows[0].cell.problem)
+    assert (group.chosen(), group.chosen_by_distance()) == ("pilot", "classifier_hard")
 
 
 def test_the_median_level_parts_the_loss_and_null_is_above_every_level():
