@@ -32,8 +32,9 @@ def losses(
 ) -> None:
     """Draw held-out loss per level, relative to all-clean, a panel a problem."""
     figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(3.6 * len(panels), 3.2), sharey=True, squeeze=False
-    )
+        1, len(panels), figsize=(3.6 * len(panels), 3.5), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
     for axis, (name, arms) in zip(axes[0], panels.items(), strict=True):
         clean = np.array(arms["all_clean"])
         for arm, loss in arms.items():
@@ -42,7 +43,9 @@ def losses(
         axis.set_title(name, fontsize=9)
         axis.set_xlabel("noise level σ")
     axes[0][0].set_ylabel("held-out loss above all-clean, %")
-    axes[0][0].legend(fontsize=7)
+    # Below, for no corner is free of lines in every panel.
+    lines, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(lines, names, fontsize=8, loc="outside lower center", ncols=len(names))
     _save(figure, file)
 
 
@@ -94,7 +97,8 @@ def _line(axis: Axes, x: Sequence[float], y: np.ndarray, arm: str, marker: str =
 
 def _save(figure: pyplot.Figure, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
+    if figure.get_layout_engine() is None:
+        figure.tight_layout()
     # No date and no version inside: the same results give the same bytes.
     figure.savefig(file, dpi=100, metadata={"Software": None})
     pyplot.close(figure)
