@@ -381,9 +381,8 @@ class Tables:
         )
         # The handle stays where it was, and to update it costs as much as the commit. Versions have
         # no gaps: ours is the next one, or behind it those of other machines.
-        with contextlib.suppress(
-            BadInput
-        ):  # what landed has landed, whether or not it can be asked
+        # What landed has landed, whether or not the store can be asked which version it is.
+        with contextlib.suppress(BadInput):
             while store.has(_entry(version + 1)):
                 version += 1
         return version

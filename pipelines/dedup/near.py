@@ -51,7 +51,7 @@ def parquet(spark: "SparkSession", files: Sequence[str], columns: str) -> "DataF
                     yield from _as_schema(found, schema)
 
     names = spark.createDataFrame([(file,) for file in files], "file string")
-    return names.repartition(len(files)).mapInArrow(read, columns)
+    return names.repartition(max(1, len(files))).mapInArrow(read, columns)
 
 
 def _as_schema(file: pq.ParquetFile, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
