@@ -59,7 +59,7 @@ def _add_sources(jobs: "Jobs") -> None:
     ingest.add_argument(
         "--in-place",
         action="store_true",
-        help="register tar shards of this machine where they lie, without copying",
+        help="register tar shards where they lie, here or in an object store, without copying",
     )
     references = _job(
         jobs,

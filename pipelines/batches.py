@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ambient_omni.images import ImageLimits, ImageRejected, decode
-from schemas.errors import BadInput, TableMissing
+from schemas.errors import TableMissing
 from schemas.ids import sample_id_of
 from schemas.root import Root
+from schemas.shard_files import ShardReader, place_of
 
 # Multiples of the encoder's batch, so that cutting a shard elsewhere changes no number.
 _MIN_IMAGES_PER_TASK, _MAX_IMAGES_PER_TASK, _TASK_STEP = 64, 2048, 32
@@ -139,14 +140,14 @@ def read_images(task: ImageTask) -> Iterator[ImageChunk]:
     """Decode a task's images once each, in chunks bounded by count and bytes.
 
     Raises:
-        BadInput: the shard itself is gone.
+        BadInput: the shard itself is gone, or its store cannot be reached.
     """
-    path = Root(task.root).shards / task.shard
+    place = place_of(Root(task.root).shards, task.shard)
     rows: list[int] = []
     images: list[NDArray[np.uint8]] = []
     unreadable: list[tuple[int, str]] = []
     held = 0
-    with _open_shard(path) as shard:
+    with ShardReader(place) as shard:
         for sample in _samples_of(task).to_pylist():
             try:
                 image = _decode(shard, sample)
@@ -175,15 +176,6 @@ def read_captions(task: ImageTask) -> dict[int, str | None]:
     return dict(zip(*(samples[name].to_pylist() for name in samples.column_names), strict=True))
 
 
-def _open_shard(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise BadInput(
-            f"shard {path} cannot be read ({error}); restore it or ingest again"
-        ) from error
-
-
 _PLACES = ("sample_row", "sample_id", "byte_offset", "num_bytes", "width", "height")
 
 
@@ -205,9 +197,8 @@ def _shard_samples(
     return snapshot.read(where={"ingest_batch": batch, "shard": shard})
 
 
-def _decode(shard: BinaryIO, sample: dict[str, Any]) -> NDArray[np.uint8]:
-    shard.seek(sample["byte_offset"])
-    data = shard.read(sample["num_bytes"])
+def _decode(shard: ShardReader, sample: dict[str, Any]) -> NDArray[np.uint8]:
+    data = shard.read(sample["byte_offset"], sample["num_bytes"])
     if sample_id_of(data) != sample["sample_id"]:
         raise ImageRejected(BYTES_CHANGED, "the bytes in the shard are not those ingested")
     # Ingest let it in under its own limits: no more pixels than it saw, however small.

@@ -16,6 +16,7 @@ from schemas import maintenance
 from schemas.errors import BadInput
 from schemas.lookup import find
 from schemas.root import Root
+from schemas.shard_files import is_foreign
 
 _MIN_PREFIX = 8
 _HEX = frozenset("0123456789abcdef")
@@ -99,11 +100,11 @@ def _blank_shards(root: Root, ids: Sequence[str]) -> tuple[int, tuple[str, ...]]
     """
     places = root.tables.places_ever_of(frozenset(ids)).to_pylist()
     distinct = {(row["shard"], row["byte_offset"], row["num_bytes"]) for row in places}
-    foreign = sorted({shard for shard, _, _ in distinct if Path(shard).is_absolute()})
+    foreign = sorted({shard for shard, _, _ in distinct if is_foreign(shard)})
     num_blanked = sum(
         _blank(root.shards / shard, offset, num_bytes)
         for shard, offset, num_bytes in sorted(distinct)
-        if not Path(shard).is_absolute()
+        if not is_foreign(shard)
     )
     return num_blanked, tuple(foreign)
 

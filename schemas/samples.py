@@ -10,7 +10,7 @@ FIRST_PHASH_VERSION = 1  # what stands for null in `phash_version`
 
 CONTRACT = Contract(
     name="samples",
-    version=3,
+    version=4,
     one_row_is="one distinct image of a batch",
     key=("sample_row",),
     partition_by=("ingest_batch",),
@@ -21,8 +21,8 @@ CONTRACT = Contract(
         Column(
             "shard",
             pa.string(),
-            "tar shard that holds the bytes, relative to <root>/shards; the absolute path of one "
-            "that was registered where it lies",
+            "tar shard that holds the bytes, relative to <root>/shards; the absolute path or the "
+            "address (s3://...) of one that was registered where it lies",
         ),
         Column(
             "byte_offset", pa.int64(), "where the bytes begin in the shard", unit="bytes", minimum=0

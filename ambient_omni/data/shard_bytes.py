@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,15 +14,19 @@ from torch.utils.data import Dataset
 from ambient_omni.data.columns import CodeColumn, RowOrder
 from schemas.errors import BadInput
 from schemas.root import Root
+from schemas.shard_files import ShardReader, place_of
 
 
 class ShardBytes(Dataset[bytes]):
-    """A map-style dataset of encoded images, read at random from mapped shards.
+    """A map-style dataset of encoded images, read at random from shards.
+
+    Files of this machine are mapped; of an object store the range of each image is asked for,
+    which only a local copy makes quick enough for a training at speed.
 
     Its order is that of `UsableLevels.from_table` without `sample_ids`: by sample_row.
 
     Args:
-        shards: paths of the tar files.
+        shards: of the tar files, the paths, or the addresses in an object store.
         shard: (N,) which of them holds a sample.
         byte_offset: (N,) where its bytes begin.
         num_bytes: (N,) how many they are.
@@ -29,14 +34,16 @@ class ShardBytes(Dataset[bytes]):
 
     def __init__(
         self,
-        shards: Sequence[Path],
+        shards: Sequence[Path | str],
         shard: NDArray[np.integer],
         byte_offset: NDArray[np.int64],
         num_bytes: NDArray[np.int64],
     ) -> None:
-        self._paths, self._shard = tuple(shards), shard
+        self._places, self._shard = tuple(shards), shard
         self._begin, self._size = byte_offset, num_bytes
         self._mapped: dict[int, mmap.mmap] = {}
+        self._remote: dict[int, ShardReader] = {}
+        self._pid = os.getpid()
 
     @classmethod
     def from_table(cls, root: str | Path, batches: Sequence[str]) -> ShardBytes:
@@ -49,8 +56,8 @@ class ShardBytes(Dataset[bytes]):
             begins.append(part["byte_offset"].to_numpy())
             sizes.append(part["num_bytes"].to_numpy())
         shard, paths = names.finish()
-        folders = [opened.shards / path for path in paths]
-        return cls(folders, shard, np.concatenate(begins), np.concatenate(sizes))
+        places = [place_of(opened.shards, path) for path in paths]
+        return cls(places, shard, np.concatenate(begins), np.concatenate(sizes))
 
     def __len__(self) -> int:
         return len(self._shard)
@@ -59,26 +66,39 @@ class ShardBytes(Dataset[bytes]):
         """Return the bytes of one sample as they were ingested.
 
         Raises:
-            BadInput: its shard vanished or is shorter than the table says.
+            BadInput: its shard vanished or is shorter than the table says, or its store cannot be
+                reached.
         """
         shard = int(self._shard[index])
-        if shard not in self._mapped:
-            self._mapped[shard] = self._map(shard, index)
         begin, size = int(self._begin[index]), int(self._size[index])
-        found = self._mapped[shard][begin : begin + size]
+        place = self._places[shard]
+        if isinstance(place, Path):
+            if shard not in self._mapped:
+                self._mapped[shard] = _map(place, index)
+            found = self._mapped[shard][begin : begin + size]
+        else:
+            found = self._reader(shard, place).read(begin, size)
         if len(found) < size:
             raise BadInput(
-                f"{self._paths[shard]} is shorter than the table says: sample number {index} is "
-                "cut off; restore the shard or ingest its batch again"
+                f"{place} is shorter than the table says: sample number {index} is cut off; "
+                "restore the shard or ingest its batch again"
             )
         return found
 
-    def _map(self, shard: int, index: int) -> mmap.mmap:
-        try:
-            with self._paths[shard].open("rb") as file:
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise BadInput(
-                f"{self._paths[shard]} cannot be read ({error}), sample number {index} is in it: "
-                "restore the shard or ingest its batch again"
-            ) from error
+    def _reader(self, shard: int, address: str) -> ShardReader:
+        if self._pid != os.getpid():  # a loader's worker: connections do not outlive a fork
+            self._remote, self._pid = {}, os.getpid()
+        if shard not in self._remote:
+            self._remote[shard] = ShardReader(address, read_ahead_bytes=0)
+        return self._remote[shard]
+
+
+def _map(path: Path, index: int) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"{path} cannot be read ({error}), sample number {index} is in it: "
+            "restore the shard or ingest its batch again"
+        ) from error

@@ -8,6 +8,7 @@ from schemas.errors import AmbientOmniError, BadInput
 from schemas.ids import sample_id_of
 from schemas.registry import all_contracts, contract
 from schemas.root import Root
+from schemas.shard_files import ShardReader, place_of
 
 _KEYS = ("sample_row", "ingest_batch")
 
@@ -57,18 +58,14 @@ def _image(sample: dict[str, Any]) -> str:
 
 
 def _written(root: Root, sample: dict[str, Any], image: Path) -> str:
-    shard = root.shards / sample["shard"]
+    with ShardReader(place_of(root.shards, sample["shard"]), read_ahead_bytes=0) as shard:
+        data = shard.read(sample["byte_offset"], sample["num_bytes"])
+    if sample_id_of(data) != sample["sample_id"]:
+        raise BadInput(f"the bytes of {sample['sample_id']} are gone: it was purged, or damaged")
     try:
-        with shard.open("rb") as file:
-            file.seek(sample["byte_offset"])
-            data = file.read(sample["num_bytes"])
-        if sample_id_of(data) != sample["sample_id"]:
-            raise BadInput(
-                f"the bytes of {sample['sample_id']} are gone: it was purged, or damaged"
-            )
         image.write_bytes(data)
     except OSError as error:
-        raise BadInput(f"the image cannot be written from {shard} to {image}: {error}") from error
+        raise BadInput(f"the image cannot be written to {image}: {error}") from error
     return f"the image is in {image}"
 
 

@@ -44,8 +44,9 @@ class IngestConfig(BaseModel):
         label_keys: names of a class label, likewise.
         images_per_shard: a shard is closed at this many images; a shard is a Spark task's work.
         max_shard_bytes: or before it grows beyond this.
-        in_place: of tar shards on this machine: verify them and register where the bytes lie,
-            without copying. They must then stay as they are, and a purge does not blank them.
+        in_place: of tar shards: verify them and register where the bytes lie, on this machine or
+            in an object store, without keeping a copy. They must then stay as they are, and a purge
+            does not blank them.
         num_workers: processes that verify images; None for one per core.
         download: only for URL lists.
         show_progress: say rate and time left on standard error.

@@ -1,9 +1,12 @@
 """What earlier runs of a batch found out about its URLs, so that nothing is asked for twice."""
 
+from pathlib import Path
+
 import pyarrow.compute as pc
 
 from pipelines.ingest.items import Fetched, Verified, is_answer
 from schemas.root import Root
+from schemas.shard_files import place_of
 
 _VERIFIED = ("sample_id", "width", "height", "format", "phash")
 _COLUMNS = ["sample_row", "shard", "byte_offset", "num_bytes", *_VERIFIED]
@@ -47,10 +50,11 @@ def _places(root: Root, batch: str, *, same_settings: bool) -> dict[int, Fetched
     if not root.tables.exists("samples"):
         return {}
     samples = root.tables.open("samples").read(_COLUMNS, {"ingest_batch": batch}, exclude=False)
-    there = {s: (root.shards / s).is_file() for s in pc.unique(samples["shard"]).to_pylist()}
+    shards = {s: place_of(root.shards, s) for s in pc.unique(samples["shard"]).to_pylist()}
+    there = {s: isinstance(place, Path) and place.is_file() for s, place in shards.items()}
     return {
         row["sample_row"]: Fetched(
-            str(root.shards / row["shard"]),
+            str(shards[row["shard"]]),
             row["byte_offset"],
             row["num_bytes"],
             verified=Verified(*(row[name] for name in _VERIFIED)) if same_settings else None,

@@ -69,6 +69,7 @@ class ListedItem:
         uri: where the bytes came from.
         source: name of the source.
         path: file that holds the bytes; empty if there are none.
+        stays_at: address of that file where it is only the fetched copy of one in an object store.
         offset: where they begin in that file, None if they are the whole file.
         num_bytes: how many there are (for a whole file: were, when it was listed).
         caption: as found.
@@ -83,6 +84,7 @@ class ListedItem:
     uri: str
     source: str
     path: str = ""
+    stays_at: str = ""
     offset: int | None = None
     num_bytes: int = 0
     caption: str | None = None

@@ -94,8 +94,12 @@ class RemoteSource:
         local = folder / self._single if self._single else folder
         opened = self._open_local(local, self._config)
         here = str(folder)
+
+        def address(name: str) -> str:
+            return self._top + name.removeprefix(here)
+
         return [
-            replace(item, uri=self._top + item.uri.removeprefix(here))
+            replace(item, uri=address(item.uri), stays_at=address(item.path) if item.path else "")
             for item in opened.items(work, earlier)
         ]
 

@@ -115,13 +115,13 @@ def attempts_table(
 
 
 def plans_in_place(found: Sequence[Sample]) -> list[ShardPlan]:
-    """Return where the samples lie in shards that are not ours, by absolute path."""
+    """Return where the samples lie in shards that are not ours, by absolute path or address."""
     by_path: dict[str, list[Sample]] = {}
     for sample in found:
         by_path.setdefault(sample.item.path, []).append(sample)
     return [
         ShardPlan(
-            name=path,
+            name=samples[0].item.stays_at or path,
             members=tuple(sample.stored for sample in samples),
             offsets=tuple(sample.item.offset or 0 for sample in samples),
             num_bytes=Path(path).stat().st_size,

@@ -33,6 +33,7 @@ from schemas.errors import BadInput
 from schemas.ids import split_sample_row
 from schemas.lookup import index_batch
 from schemas.root import Root, write_json
+from schemas.shard_files import place_of
 
 JOB = "ingest"
 TABLES = ("ingest_batches", "ingest_attempts", "samples")
@@ -73,10 +74,10 @@ def ingest(
         check_batch(root, batch, role)  # whoever held the lock may have registered it
         _refuse_root_inside(root, source)
         opened = open_source(source, config)
-        if config.in_place and not isinstance(opened, TarSource):
+        if config.in_place and opened.kind != TarSource.kind:
             raise BadInput(
-                f"{source} is a {opened.kind}; only uncompressed tar shards in a folder of this "
-                "machine can be registered in place, anything else is copied"
+                f"{source} is a {opened.kind}; only uncompressed tar shards can be registered in "
+                "place, anything else is copied"
             )
         signature = f"{opened.kind}:{opened.uri}:{opened.signature}:{config.content_hash()}"
         facts = _unchanged(root, batch, signature)
@@ -224,15 +225,18 @@ def _unchanged(root: Root, batch: str, signature: str) -> dict[str, Any] | None:
 
 
 def _shards_are_whole(root: Root, batch: str) -> bool:
-    """Say whether every shard of the batch reaches to the end of its last image."""
+    """Say whether every shard of the batch reaches to the end of its last image.
+
+    Of what lies in an object store the source's signature has told as much already.
+    """
     rows = root.tables.open("samples").read(
         ["shard", "byte_offset", "num_bytes"], {"ingest_batch": batch}, exclude=False
     )
     ends = pa.table({"shard": rows["shard"], "end": pc.add(rows["byte_offset"], rows["num_bytes"])})
     last = ends.group_by("shard").aggregate([("end", "max")])
     for shard, end in zip(last["shard"].to_pylist(), last["end_max"].to_pylist(), strict=True):
-        path = root.shards / shard
-        if not path.is_file() or path.stat().st_size < end:
+        place = place_of(root.shards, shard)
+        if isinstance(place, Path) and not (place.is_file() and place.stat().st_size >= end):
             return False
     return True
 

@@ -97,10 +97,11 @@ def test_a_drop_becomes_a_partition_and_a_run_and_no_tick_repeats_it(asked, tmp_
     sensor = asked.definitions.get_repository_def().get_sensor_def("new_drops")
 
     def tick(cursor):
-        context = dg.build_sensor_context(
-            instance=asked.instance, cursor=cursor, resources={"project": asked.project}
-        )
-        return sensor.evaluate_tick(context)
+        resources = {"project": asked.project}
+        with dg.build_sensor_context(
+            instance=asked.instance, cursor=cursor, resources=resources
+        ) as context:
+            return sensor.evaluate_tick(context)
 
     first = tick(None)
     assert [r.run_key for r in first.run_requests] == ["inbox-00000"]
@@ -123,8 +124,9 @@ def test_a_hundred_thousand_new_files_are_a_few_batches_within_a_tick(asked, tmp
             (place / f"{number}.png").touch()
     began = time.monotonic()
     sensor = asked.definitions.get_repository_def().get_sensor_def("new_drops")
-    context = dg.build_sensor_context(instance=asked.instance, resources={"project": asked.project})
-    data = sensor.evaluate_tick(context)
+    resources = {"project": asked.project}
+    with dg.build_sensor_context(instance=asked.instance, resources=resources) as context:
+        data = sensor.evaluate_tick(context)
     print(f"tick of 100,000 new files: {time.monotonic() - began:.1f} s")  # noqa: T201
     assert [r.run_key for r in data.run_requests] == ["inbox-00000", "inbox-00001"]
     staged = list((asked.root.path / "drops").glob("inbox-*/*/*.png"))
@@ -145,8 +147,8 @@ def test_each_night_is_asked_for_once_when_the_clock_changes(root):
         )
         keys = []
         for _ in range(5):
-            context = dg.build_schedule_context(scheduled_execution_time=next(times))
-            (request,) = schedule.evaluate_tick(context).run_requests
+            with dg.build_schedule_context(scheduled_execution_time=next(times)) as context:
+                (request,) = schedule.evaluate_tick(context).run_requests
             keys.append(request.run_key)
         assert len(set(keys)) == 5
         assert len({key[:10] for key in keys}) == 5  # a run a night, on both nights of the change

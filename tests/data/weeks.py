@@ -70,7 +70,9 @@ class Orchestrator:
             repository_def=self.definitions.get_repository_def(),
         )
         began = time.monotonic()
-        data = sensor.evaluate_tick(context)
+        # Left open, a context stays Dagster's current one after its instance is gone.
+        with context:
+            data = sensor.evaluate_tick(context)
         self.seconds = time.monotonic() - began
         self.cursors[name] = data.cursor
         self.skipped = data.skip_message
@@ -89,7 +91,8 @@ class Orchestrator:
             resources={"project": self.project},
             repository_def=self.definitions.get_repository_def(),
         )
-        (request,) = schedule.evaluate_tick(context).run_requests
+        with context:
+            (request,) = schedule.evaluate_tick(context).run_requests
         return self._run(schedule.job_name, request)
 
     def execute(self, job, ops=None, **more):

@@ -1,13 +1,19 @@
 """Shards that stay where they lie: registered, verified, read, and never changed."""
 
+import fsspec
 import pytest
+from s3fs import S3File
+from torch.utils.data import DataLoader
 
 from ambient_omni.data.shard_bytes import ShardBytes
+from ambient_omni.images import decode
 from pipelines.batches import image_tasks, open_batch, read_images
 from pipelines.ingest import IngestConfig, ingest
 from pipelines.jobs.upkeep import purge_all
 from schemas.errors import BadInput
+from schemas.ids import sample_id_of
 from schemas.registry import contract
+from schemas.shard_files import ShardReader
 from tests.data.pictures import attempts, encoded, put, samples, stored_bytes
 from tests.pipelines.test_ingest_tars import tar_of
 
@@ -96,7 +102,133 @@ def test_what_is_taken_down_is_read_no_more_and_a_purge_says_where_its_bytes_sti
     assert gone["sample_row"] not in open_batch(root, "b").sample_rows
 
 
-def test_only_tar_shards_of_this_machine_can_stay(root, tmp_path):
+def test_only_tar_shards_can_stay(root, tmp_path):
     put(tmp_path / "folder" / "a.png", encoded(1))
     with pytest.raises(BadInput, match="is a folder; only uncompressed tar shards"):
         ingest(root, "b", tmp_path / "folder", IN_PLACE)
+
+
+@pytest.fixture
+def bucket(shards, object_store, tmp_path):
+    """The same shards in an object store: its file system, and their address."""
+    store, top = fsspec.core.url_to_fs(f"{object_store}/{tmp_path.name}")
+    for path in shards.iterdir():
+        store.pipe_file(f"{top}/shards/{path.name}", path.read_bytes())
+    store.pipe_file(f"{top}/images/a.png", encoded(1))
+    return store, f"{object_store}/{tmp_path.name}"
+
+
+def test_shards_of_an_object_store_stay_there_and_nothing_of_them_is_kept_here(
+    root, shards, bucket
+):
+    _, address = bucket
+    ours = ingest(root, "copied", shards, COPIED)
+    theirs = ingest(root, "b", f"{address}/shards", IN_PLACE)
+    assert (theirs.read, theirs.written, theirs.rejected) == (ours.read, 3, ours.rejected)
+    place = ("sample_row", "ingest_batch", "shard", "byte_offset", "source")
+
+    def facts(batch):
+        return [{k: v for k, v in r.items() if k not in place} for r in samples(root, batch)]
+
+    assert facts("b") == facts("copied")
+    assert {row["shard"] for row in samples(root)} == {f"{address}/shards/{n}.tar" for n in (0, 1)}
+    assert not list((root.shards / "b").glob("*.tar"))
+    assert not list(root.work.rglob("*.tar"))
+    assert ingest(root, "b", f"{address}/shards", IN_PLACE).unchanged == 3
+    with pytest.raises(BadInput, match="is a folder; only uncompressed tar shards"):
+        ingest(root, "c", f"{address}/images", IN_PLACE)
+
+
+def test_executors_and_loaders_read_the_shards_of_an_object_store(spark, root, bucket):
+    ingest(root, "b", f"{bucket[1]}/shards", IN_PLACE)
+    tasks = image_tasks(root, open_batch(root, "b"))
+    found = spark.sparkContext.parallelize(tasks, len(tasks)).map(_digests).collect()
+    assert dict(pair for part in found for pair in part) == {
+        row["sample_row"]: sample_id_of(decode(encoded(n)).tobytes())
+        for row, n in zip(samples(root), (1, 2, 3), strict=True)
+    }
+    data = ShardBytes.from_table(root.path, ["b"])
+    assert data[2] == encoded(3)  # opened here, before the workers are forked
+    loader = DataLoader(data, batch_size=1, num_workers=2, collate_fn=list)
+    assert [batch[0] for batch in loader] == [encoded(n) for n in (1, 2, 3)]
+
+
+def _digests(task):
+    return [
+        (int(row), sample_id_of(image.tobytes()))
+        for chunk in read_images(task)
+        for row, image in zip(chunk.sample_rows, chunk.images, strict=True)
+    ]
+
+
+def test_an_object_that_was_replaced_or_is_gone_is_told_and_gives_no_other_image(root, bucket):
+    store, address = bucket
+    ingest(root, "b", f"{address}/shards", IN_PLACE)
+    before = samples(root)
+    (first, second) = image_tasks(root, open_batch(root, "b"))
+    # Another image of the same length, at the same place.
+    changed = bytearray(store.cat_file(first.shard))
+    row = before[0]
+    changed[row["byte_offset"] : row["byte_offset"] + row["num_bytes"]] = bytes(row["num_bytes"])
+    store.pipe_file(first.shard, bytes(changed))
+    assert [list(c.unreadable) for c in read_images(first)] == [
+        [(row["sample_row"], "bytes_changed")]
+    ]
+    store.rm_file(second.shard)
+    with pytest.raises(BadInput, match=r"s3://\S+/1\.tar cannot be read .* restore it or ingest"):
+        list(read_images(second))
+    with pytest.raises(BadInput, match=r"1\.tar cannot be read"):
+        ShardBytes.from_table(root.path, ["b"])[2]
+    # Ingested again, the batch is what the bucket holds now, and images that stay keep their rows.
+    report = ingest(root, "b", f"{address}/shards", IN_PLACE)
+    assert report.rejected
+    assert [r["sample_row"] for r in samples(root)] == [before[1]["sample_row"]]
+
+
+def test_a_purge_leaves_the_bucket_alone_and_names_the_object(root, bucket):
+    store, address = bucket
+    ingest(root, "b", f"{address}/shards", IN_PLACE)
+    theirs = store.cat(store.find(address))
+    gone = samples(root)[0]
+    row = {"sample_id": gone["sample_id"], "excluded_at": 0, "why": "asked for"}
+    root.tables.upsert("exclusions", contract("exclusions").table([row]), job="tests")
+    assert f"{address}/shards/0.tar" in purge_all(root).line()
+    assert store.cat(store.find(address)) == theirs
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("nosuch://bucket/0.tar", "Protocol not known"),
+        ("s3://no-such-bucket-of-ours/0.tar", "cannot be read"),
+    ],
+)
+def test_a_store_that_refuses_is_one_clear_line(object_store, place, told):
+    with pytest.raises(BadInput, match=told) as refused:
+        ShardReader(place)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_readers_in_the_order_of_offsets_ask_a_store_for_blocks_not_for_images(
+    object_store, tmp_path, monkeypatch
+):
+    address = f"{object_store}/{tmp_path.name}/0.tar"
+    store, path = fsspec.core.url_to_fs(address)
+    store.pipe_file(path, bytes(range(256)) * 4096)  # 1 MiB
+    asked = []
+    fetch = S3File._fetch_range
+
+    def counted(file, begin, end):
+        asked.append(end - begin)
+        return fetch(file, begin, end)
+
+    monkeypatch.setattr(S3File, "_fetch_range", counted)
+    with ShardReader(address, read_ahead_bytes=2**18) as shard:
+        for offset in range(0, 2**20, 4096):
+            assert shard.read(offset, 4096)[:3] == bytes([0, 1, 2])
+    assert len(asked) <= 5
+    assert sum(asked) <= 2**20
+    asked.clear()
+    with ShardReader(address, read_ahead_bytes=0) as shard:
+        assert shard.read(512, 300) == bytes(range(256)) + bytes(range(44))
+    assert asked == [300]

@@ -159,10 +159,11 @@ def test_the_sensor_asks_once_because_of_the_same_batches(pool):
     sensor = build_definitions(project).get_repository_def().get_sensor_def("classifier_candidate")
 
     def tick(cursor):
-        context = dg.build_sensor_context(
-            instance=dg.DagsterInstance.ephemeral(), cursor=cursor, resources={"project": project}
-        )
-        return sensor.evaluate_tick(context)
+        instance, resources = dg.DagsterInstance.ephemeral(), {"project": project}
+        with dg.build_sensor_context(
+            instance=instance, cursor=cursor, resources=resources
+        ) as context:
+            return sensor.evaluate_tick(context)
 
     assert "no classifier is promoted" in tick(None).skip_message
     trained(

@@ -1,0 +1,87 @@
+"""The files that hold samples' bytes: a root's own shards, and those that stay elsewhere."""
+
+from pathlib import Path
+from typing import Any, BinaryIO, Self, cast
+
+from schemas.errors import BadInput
+
+# Of an object store: a request costs tens of milliseconds, whatever it asks for.
+READ_AHEAD_BYTES = 4 * 2**20
+
+
+def place_of(folder: Path, shard: str) -> Path | str:
+    """Return the path of a shard of this machine, or the address of one in an object store.
+
+    Args:
+        folder: `Root.shards`.
+        shard: as `samples.shard` says it: relative to that folder, an absolute path, an address.
+    """
+    return shard if _is_address(shard) else folder / shard
+
+
+def is_foreign(shard: str) -> bool:
+    """Say whether a shard was registered where it lies: it is read and never changed."""
+    return _is_address(shard) or Path(shard).is_absolute()
+
+
+class ShardReader:
+    """One open shard; reads ranges of bytes.
+
+    Args:
+        place: path or address, see `place_of`.
+        read_ahead_bytes: what is read of an object beyond what was asked for, for those who read
+            in the order of the offsets. 0 for those who read at random.
+
+    Raises:
+        BadInput: it cannot be opened.
+    """
+
+    def __init__(self, place: Path | str, *, read_ahead_bytes: int = READ_AHEAD_BYTES) -> None:
+        self._place = place
+        try:
+            self._file = _open(place, read_ahead_bytes)
+        except Exception as error:
+            # Each store has exceptions of its own, and many are no OSError.
+            raise self._unreadable(error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, byte_offset: int, num_bytes: int) -> bytes:
+        """Return the bytes there, fewer where the shard ends.
+
+        Raises:
+            BadInput: the file system or the store refuses.
+        """
+        try:
+            self._file.seek(byte_offset)
+            return self._file.read(num_bytes)
+        except Exception as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> BadInput:
+        if isinstance(error, ImportError):
+            return BadInput(f"{self._place} cannot be read: {error}")
+        told = str(error) or type(error).__name__
+        return BadInput(
+            f"shard {self._place} cannot be read ({told}); restore it or ingest its batch again"
+        )
+
+
+def _is_address(shard: str) -> bool:
+    return "://" in shard
+
+
+def _open(place: Path | str, read_ahead_bytes: int) -> BinaryIO:
+    if isinstance(place, Path):
+        return place.open("rb")
+    import fsspec
+
+    # Stores are cached by fsspec, by process: a fork gets connections of its own.
+    store, path = fsspec.core.url_to_fs(place)
+    ahead: dict[str, Any] = {"cache_type": "readahead", "block_size": read_ahead_bytes}
+    opened = store.open(path, "rb", **(ahead if read_ahead_bytes else {"cache_type": "none"}))
+    return cast(BinaryIO, opened)
