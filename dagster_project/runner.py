@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import dagster as dg
-from dagster._core.errors import DagsterAssetCheckFailedError
+from dagster._core.errors import DagsterAssetCheckFailedError, DagsterExecutionInterruptedError
 
 from dagster_project.definitions import build_definitions
 from dagster_project.defs.project import Project
@@ -129,6 +129,7 @@ class Runner:
 
         Raises:
             AmbientOmniError: the job refused, or a blocking check failed.
+            KeyboardInterrupt: ctrl-C.
         """
         if self._out.isatty():
             self._out.write(f"\r{head}] {step.title} {partition or ''} ...\r")
@@ -147,6 +148,8 @@ class Runner:
             )
         except DagsterAssetCheckFailedError as error:
             raise ContractViolation(_why_refused(self._instance, run_id)) from error
+        except DagsterExecutionInterruptedError:  # between jobs, ctrl-C is Dagster's to tell
+            raise KeyboardInterrupt from None
         event = result.get_asset_materialization_events()[0]
         metadata = event.materialization.metadata
         found = {name: getattr(value, "value", value) for name, value in metadata.items()}
