@@ -1,9 +1,10 @@
 """The files that hold samples' bytes: a root's own shards, and those that stay elsewhere."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
 
-from schemas.errors import BadInput
+from schemas.addresses import is_address, open_store, told_in_a_line
 
 # Of an object store: a request costs tens of milliseconds, whatever it asks for.
 READ_AHEAD_BYTES = 4 * 2**20
@@ -16,12 +17,12 @@ def place_of(folder: Path, shard: str) -> Path | str:
         folder: `Root.shards`.
         shard: as `samples.shard` says it: relative to that folder, an absolute path, an address.
     """
-    return shard if _is_address(shard) else folder / shard
+    return shard if is_address(shard) else folder / shard
 
 
 def is_foreign(shard: str) -> bool:
     """Say whether a shard was registered where it lies: it is read and never changed."""
-    return _is_address(shard) or Path(shard).is_absolute()
+    return is_address(shard) or Path(shard).is_absolute()
 
 
 class ShardReader:
@@ -38,11 +39,8 @@ class ShardReader:
 
     def __init__(self, place: Path | str, *, read_ahead_bytes: int = READ_AHEAD_BYTES) -> None:
         self._place = place
-        try:
+        with self._told():
             self._file = _open(place, read_ahead_bytes)
-        except Exception as error:
-            # Each store has exceptions of its own, and many are no OSError.
-            raise self._unreadable(error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -56,32 +54,20 @@ class ShardReader:
         Raises:
             BadInput: the file system or the store refuses.
         """
-        try:
+        with self._told():
             self._file.seek(byte_offset)
             return self._file.read(num_bytes)
-        except Exception as error:
-            raise self._unreadable(error) from error
 
-    def _unreadable(self, error: Exception) -> BadInput:
-        if isinstance(error, ImportError):
-            return BadInput(f"{self._place} cannot be read: {error}")
-        told = str(error) or type(error).__name__
-        return BadInput(
-            f"shard {self._place} cannot be read ({told}); restore it or ingest its batch again"
+    def _told(self) -> AbstractContextManager[None]:
+        return told_in_a_line(
+            f"shard {self._place} cannot be read", "restore it or ingest its batch again"
         )
-
-
-def _is_address(shard: str) -> bool:
-    return "://" in shard
 
 
 def _open(place: Path | str, read_ahead_bytes: int) -> BinaryIO:
     if isinstance(place, Path):
         return place.open("rb")
-    import fsspec
-
-    # Stores are cached by fsspec, by process: a fork gets connections of its own.
-    store, path = fsspec.core.url_to_fs(place)
+    store, path = open_store(place)
     ahead: dict[str, Any] = {"cache_type": "readahead", "block_size": read_ahead_bytes}
     opened = store.open(path, "rb", **(ahead if read_ahead_bytes else {"cache_type": "none"}))
     return cast(BinaryIO, opened)

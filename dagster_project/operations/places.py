@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dagster_project.operations.config import Watch
+from schemas.addresses import is_address, open_store, told_in_a_line
 from schemas.errors import BadInput
 
 Listed = tuple[str, int, float]  # place under the watched folder, bytes, seconds since 1970
@@ -15,7 +16,7 @@ Listed = tuple[str, int, float]  # place under the watched folder, bytes, second
 
 def is_remote(watch: Watch) -> bool:
     """Say whether a watched folder is an object store's."""
-    return "://" in watch.path
+    return is_address(watch.path)
 
 
 def listed(watch: Watch) -> Iterator[Listed]:
@@ -45,14 +46,13 @@ def fetch(watch: Watch, names: Iterable[str], target: Path) -> None:
         place = target / name
         place.parent.mkdir(parents=True, exist_ok=True)
         aside = place.with_name(f".{place.name}.partial")
-        try:
-            with store.open(f"{top}/{name}", "rb") as source, aside.open("wb") as file:
-                shutil.copyfileobj(source, file, 1 << 20)
-        except FileNotFoundError:
-            aside.unlink(missing_ok=True)
-            continue
-        except OSError as error:
-            raise BadInput(f"{watch.path}/{name} cannot be fetched: {error}") from error
+        with told_in_a_line(f"{watch.path}/{name} cannot be fetched"):
+            try:
+                with store.open(f"{top}/{name}", "rb") as source, aside.open("wb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+            except FileNotFoundError:
+                aside.unlink(missing_ok=True)
+                continue
         aside.replace(place)
 
 
@@ -72,11 +72,9 @@ def folder_of(watch: Watch) -> Path:
 
 def _listed_remotely(watch: Watch) -> Iterator[Listed]:
     store, top = _open(watch)
-    try:
+    with told_in_a_line(f"watched folder {watch.path} cannot be read"):
         store.invalidate_cache()
         found = store.find(top, detail=True)
-    except OSError as error:
-        raise BadInput(f"watched folder {watch.path} cannot be read: {error}") from error
     for path, info in found.items():
         name = posixpath.relpath(path, top)
         hidden = any(part.startswith(".") for part in name.split("/"))
@@ -85,13 +83,9 @@ def _listed_remotely(watch: Watch) -> Iterator[Listed]:
 
 
 def _open(watch: Watch) -> tuple[Any, str]:
-    import fsspec
-
-    try:
-        store, top = fsspec.core.url_to_fs(watch.path)
-    except (ImportError, ValueError, OSError) as error:
-        raise BadInput(f"watched folder {watch.path} cannot be opened: {error}") from error
-    return store, str(top).rstrip("/")
+    with told_in_a_line(f"watched folder {watch.path} cannot be opened"):
+        store, top = open_store(watch.path)
+    return store, top.rstrip("/")
 
 
 def _seconds(info: dict[str, Any]) -> float:

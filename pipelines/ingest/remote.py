@@ -11,6 +11,7 @@ from ambient_omni.progress import progress
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.items import Fetched, ListedItem, Source
 from pipelines.ingest.url_list import SUFFIXES as LISTS
+from schemas.addresses import open_store, told_in_a_line
 from schemas.errors import BadInput
 from schemas.ids import canonical_hash
 
@@ -108,17 +109,13 @@ class RemoteSource:
             return
         local.parent.mkdir(parents=True, exist_ok=True)
         aside = local.with_name(f".{local.name}.partial")
-        try:
+        with told_in_a_line(f"{name} cannot be fetched"):
             self._store.get_file(name, str(aside))
-        except OSError as error:
-            raise BadInput(f"{name} cannot be fetched: {error}") from error
         aside.replace(local)
 
     def _list(self) -> dict[str, dict[str, Any]]:
-        import fsspec
-
-        try:
-            self._store, path = fsspec.core.url_to_fs(self.uri)
+        with told_in_a_line(f"{self.uri} cannot be opened"):
+            self._store, path = open_store(self.uri)
             if any(sign in path for sign in "*?["):
                 found = self._store.glob(path, detail=True)
                 self._base = posixpath.dirname(
@@ -130,8 +127,6 @@ class RemoteSource:
             else:
                 found = {path: self._store.info(path)}
                 self._base, self._single = posixpath.split(path)
-        except (OSError, ValueError, ImportError) as error:
-            raise BadInput(f"{self.uri} cannot be opened: {error}") from error
         return {
             name: info
             for name, info in sorted(found.items())

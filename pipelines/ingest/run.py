@@ -29,6 +29,7 @@ from pipelines.ingest.source import open_source
 from pipelines.ingest.tars import TarSource
 from pipelines.ingest.verify import Verdict, read_item, verify_all
 from pipelines.job import JobReport
+from schemas.addresses import is_address
 from schemas.errors import BadInput
 from schemas.ids import split_sample_row
 from schemas.lookup import index_batch
@@ -103,7 +104,7 @@ def ingest(
 
 def _refuse_root_inside(root: Root, source: str | Path) -> None:
     """A root inside its own source would be listed, and every run would change the source."""
-    if "://" in str(source):
+    if is_address(str(source)):
         return
     if root.path.resolve().is_relative_to(Path(source).expanduser().resolve()):
         raise BadInput(f"the root {root.path} lies inside the source {source}; name another --root")

@@ -10,6 +10,7 @@ from pipelines.ingest.parquet import ParquetSource, holds_images
 from pipelines.ingest.remote import RemoteSource
 from pipelines.ingest.tars import TarSource
 from pipelines.ingest.url_list import SUFFIXES, UrlListSource
+from schemas.addresses import is_address
 from schemas.errors import BadInput
 
 
@@ -22,7 +23,7 @@ def open_source(source: str | Path, config: IngestConfig) -> Source:
         BadInput: nothing is there, or it is none of these.
     """
     text = str(source)
-    if "://" in text:
+    if is_address(text):
         return RemoteSource(text, config, open_source)
     path = Path(text).expanduser().absolute()
     if path.is_dir():

@@ -175,7 +175,7 @@ def test_an_object_that_was_replaced_or_is_gone_is_told_and_gives_no_other_image
         [(row["sample_row"], "bytes_changed")]
     ]
     store.rm_file(second.shard)
-    with pytest.raises(BadInput, match=r"s3://\S+/1\.tar cannot be read .* restore it or ingest"):
+    with pytest.raises(BadInput, match=r"s3://\S+/1\.tar cannot be read: .* restore it or ingest"):
         list(read_images(second))
     with pytest.raises(BadInput, match=r"1\.tar cannot be read"):
         ShardBytes.from_table(root.path, ["b"])[2]
@@ -207,6 +207,16 @@ def test_a_store_that_refuses_is_one_clear_line(object_store, place, told):
     with pytest.raises(BadInput, match=told) as refused:
         ShardReader(place)
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_credentials_that_are_not_there_are_one_clear_line(root, bucket, monkeypatch, tmp_path):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fsspec.filesystem("s3").clear_instance_cache()
+    with pytest.raises(BadInput, match="cannot be opened: Unable to locate credentials"):
+        ingest(root, "b", f"{bucket[1]}/shards", IN_PLACE)
+    fsspec.filesystem("s3").clear_instance_cache()
 
 
 def test_readers_in_the_order_of_offsets_ask_a_store_for_blocks_not_for_images(
