@@ -12,19 +12,25 @@ from benchmarks.evidence import plan
 from benchmarks.evidence.cells import Arm, Problem
 from benchmarks.evidence.results import Row, Study, gap_closed, interval
 
-POLICIES: tuple[Arm, ...] = ("classifier_hard", "classifier_soft", "pilot")
-"""Among which validation loss chooses: those that every problem of the study has."""
+POLICIES: tuple[Arm, ...] = ("classifier_hard", "classifier_soft", "pilot", "windows")
+"""Among which validation loss chooses; windows are of the foreign images alone."""
 
 BASELINES: tuple[Arm, ...] = ("only_reference", "keep_everything")
 
 
 class Group:
-    """One problem with all its seeds."""
+    """One problem with all its seeds of which any damaged arm is there.
+
+    Only-reference and all-clean are of no damage and may have more seeds: beside an arm of one seed
+    stands the baseline of that seed.
+    """
 
     def __init__(self, study: Study, problem: Problem) -> None:
         self.study, self.problem = study, problem
-        seeds = sorted({row.cell.problem.seed for row in study.rows})
-        self._problems = [problem.model_copy(update={"seed": seed}) for seed in seeds]
+        known = {row.cell.problem for row in study.rows}
+        seeds = sorted({each.seed for each in known})
+        all_seeds = (problem.model_copy(update={"seed": seed}) for seed in seeds)
+        self._problems = [each for each in all_seeds if each in known]
 
     def rows(self, arm: Arm) -> list[Row]:
         """Return an arm's rows, by seed, of those seeds that have it."""
