@@ -1,11 +1,14 @@
 """Addresses that fsspec opens, such as ``s3://bucket/shards``, and what their stores may say."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from schemas.errors import AmbientOmniError, BadInput
 from schemas.store import one_line
+
+_PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
 
 
 def is_address(text: str) -> bool:
@@ -14,9 +17,18 @@ def is_address(text: str) -> bool:
 
 
 def open_store(address: str) -> tuple[Any, str]:
-    """Return fsspec's file system of an address, one a process, and the path in it."""
+    """Return fsspec's file system of an address, one a process, and the path in it.
+
+    Raises:
+        BadInput: the address holds a password; addresses stand in tables and messages.
+    """
     import fsspec
 
+    if _PASSWORD.search(address):
+        raise BadInput(
+            f"an address {address.partition('://')[0]}://... holds a password, and addresses are "
+            "stored and shown; give credentials by the environment instead"
+        )
     store, path = fsspec.core.url_to_fs(address)
     return store, str(path)
 

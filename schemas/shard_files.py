@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, BinaryIO, Self, cast
+from typing import BinaryIO, Self, cast
 
 from schemas.addresses import is_address, open_store, told_in_a_line
 
@@ -25,13 +25,27 @@ def is_foreign(shard: str) -> bool:
     return is_address(shard) or Path(shard).is_absolute()
 
 
+def read_range(place: Path | str, byte_offset: int, num_bytes: int) -> bytes:
+    """Return some bytes of a shard, fewer where it ends: one request, safe in threads and forks.
+
+    Raises:
+        BadInput: the file system or the store refuses.
+    """
+    with _told(place):
+        if isinstance(place, Path):
+            with place.open("rb") as file:
+                file.seek(byte_offset)
+                return file.read(num_bytes)
+        store, path = open_store(place)
+        return cast(bytes, store.cat_file(path, start=byte_offset, end=byte_offset + num_bytes))
+
+
 class ShardReader:
-    """One open shard; reads ranges of bytes.
+    """One open shard, for one thread that reads in the order of the offsets.
 
     Args:
         place: path or address, see `place_of`.
-        read_ahead_bytes: what is read of an object beyond what was asked for, for those who read
-            in the order of the offsets. 0 for those who read at random.
+        read_ahead_bytes: what is read of an object beyond what was asked for.
 
     Raises:
         BadInput: it cannot be opened.
@@ -39,7 +53,7 @@ class ShardReader:
 
     def __init__(self, place: Path | str, *, read_ahead_bytes: int = READ_AHEAD_BYTES) -> None:
         self._place = place
-        with self._told():
+        with _told(place):
             self._file = _open(place, read_ahead_bytes)
 
     def __enter__(self) -> Self:
@@ -54,20 +68,23 @@ class ShardReader:
         Raises:
             BadInput: the file system or the store refuses.
         """
-        with self._told():
+        with _told(self._place):
             self._file.seek(byte_offset)
             return self._file.read(num_bytes)
 
-    def _told(self) -> AbstractContextManager[None]:
-        return told_in_a_line(
-            f"shard {self._place} cannot be read", "restore it or ingest its batch again"
-        )
+
+def _told(place: Path | str) -> AbstractContextManager[None]:
+    return told_in_a_line(
+        f"shard {place} cannot be read",
+        "see that it is there and can be reached; if it changed, ingest its batch again",
+    )
 
 
 def _open(place: Path | str, read_ahead_bytes: int) -> BinaryIO:
     if isinstance(place, Path):
         return place.open("rb")
     store, path = open_store(place)
-    ahead: dict[str, Any] = {"cache_type": "readahead", "block_size": read_ahead_bytes}
-    opened = store.open(path, "rb", **(ahead if read_ahead_bytes else {"cache_type": "none"}))
+    # What a listing of this process said of the object, hours ago perhaps.
+    store.invalidate_cache(path)
+    opened = store.open(path, "rb", cache_type="readahead", block_size=read_ahead_bytes)
     return cast(BinaryIO, opened)

@@ -21,8 +21,7 @@ BASELINES: tuple[Arm, ...] = ("only_reference", "keep_everything")
 class Group:
     """One problem with all its seeds of which any damaged arm is there.
 
-    Only-reference and all-clean are of no damage and may have more seeds: beside an arm of one seed
-    stands the baseline of that seed.
+    Only-reference and all-clean are of no damage and may have more seeds than those.
     """
 
     def __init__(self, study: Study, problem: Problem) -> None:
@@ -82,6 +81,8 @@ class Group:
         if not known:
             return None
         rows = [list(rows) for rows in zip(*self.together(*known), strict=True)]
+        if not rows:
+            return None  # they have no seed in common yet
         best = min(rows, key=lambda each: float(np.mean([score(row) for row in each])))
         return best[0].cell.arm
 
@@ -148,7 +149,8 @@ def told(values: Sequence[float], digits: str = ".3f") -> str:
     if not known:
         return "–"
     mean, half = interval(known)
-    return f"{mean:{digits}}" + (f" ± {half:{digits}}" if math.isfinite(half) else "")
+    unsigned = digits.removeprefix("+")
+    return f"{mean:{digits}}" + (f" ± {half:{unsigned}}" if math.isfinite(half) else "")
 
 
 def percent(values: Sequence[float]) -> str:

@@ -8,7 +8,7 @@ from schemas.errors import AmbientOmniError, BadInput
 from schemas.ids import sample_id_of
 from schemas.registry import all_contracts, contract
 from schemas.root import Root
-from schemas.shard_files import ShardReader, place_of
+from schemas.shard_files import place_of, read_range
 
 _KEYS = ("sample_row", "ingest_batch")
 
@@ -58,8 +58,8 @@ def _image(sample: dict[str, Any]) -> str:
 
 
 def _written(root: Root, sample: dict[str, Any], image: Path) -> str:
-    with ShardReader(place_of(root.shards, sample["shard"]), read_ahead_bytes=0) as shard:
-        data = shard.read(sample["byte_offset"], sample["num_bytes"])
+    place = place_of(root.shards, sample["shard"])
+    data = read_range(place, sample["byte_offset"], sample["num_bytes"])
     if sample_id_of(data) != sample["sample_id"]:
         raise BadInput(f"the bytes of {sample['sample_id']} are gone: it was purged, or damaged")
     try:

@@ -46,7 +46,7 @@ class IngestConfig(BaseModel):
         max_shard_bytes: or before it grows beyond this.
         in_place: of tar shards: verify them and register where the bytes lie, on this machine or
             in an object store, without keeping a copy. They must then stay as they are, and a purge
-            does not blank them.
+            does not blank them. Anything else is refused, so set it for a batch, not for all.
         num_workers: processes that verify images; None for one per core.
         download: only for URL lists.
         show_progress: say rate and time left on standard error.

@@ -26,7 +26,6 @@ from pipelines.ingest.rows import (
 )
 from pipelines.ingest.shards import ShardPlan, Stored, plan_shards, write_shard
 from pipelines.ingest.source import open_source
-from pipelines.ingest.tars import TarSource
 from pipelines.ingest.verify import Verdict, read_item, verify_all
 from pipelines.job import JobReport
 from schemas.addresses import is_address
@@ -75,11 +74,6 @@ def ingest(
         check_batch(root, batch, role)  # whoever held the lock may have registered it
         _refuse_root_inside(root, source)
         opened = open_source(source, config)
-        if config.in_place and opened.kind != TarSource.kind:
-            raise BadInput(
-                f"{source} is a {opened.kind}; only uncompressed tar shards can be registered in "
-                "place, anything else is copied"
-            )
         signature = f"{opened.kind}:{opened.uri}:{opened.signature}:{config.content_hash()}"
         facts = _unchanged(root, batch, signature)
         if facts is None:

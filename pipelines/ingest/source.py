@@ -20,11 +20,21 @@ def open_source(source: str | Path, config: IngestConfig) -> Source:
     Tars and Parquet files: one, a folder of them, or (tars) a pattern.
 
     Raises:
-        BadInput: nothing is there, or it is none of these.
+        BadInput: nothing is there, it is none of these, or it cannot stay in place.
     """
+    opened = _open(source, config)
+    if config.in_place and opened.kind != TarSource.kind:
+        raise BadInput(
+            f"{source} is a {opened.kind}; only uncompressed tar shards can be registered in "
+            "place, anything else is copied"
+        )
+    return opened
+
+
+def _open(source: str | Path, config: IngestConfig) -> Source:
     text = str(source)
     if is_address(text):
-        return RemoteSource(text, config, open_source)
+        return RemoteSource(text, config, _open)
     path = Path(text).expanduser().absolute()
     if path.is_dir():
         return _open_folder(path, config)

@@ -47,5 +47,5 @@ def test_a_missing_shard_says_what_to_do(root, make_batch, images):
     make_batch(root, "b1", images(1))
     [task] = image_tasks(root, open_batch(root, "b1"))
     (root.shards / task.shard).unlink()
-    with pytest.raises(BadInput, match="restore it or ingest its batch again"):
+    with pytest.raises(BadInput, match="if it changed, ingest its batch again"):
         list(read_images(task))
