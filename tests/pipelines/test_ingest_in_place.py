@@ -1,5 +1,6 @@
 """Shards that stay where they lie: registered, verified, read, and never changed."""
 
+import os
 import zipfile
 
 import fsspec
@@ -145,7 +146,13 @@ def test_shards_of_an_object_store_stay_there_and_nothing_of_them_is_kept_here(
 def test_executors_and_loaders_read_the_shards_of_an_object_store(spark, root, bucket):
     ingest(root, "b", f"{bucket[1]}/shards", IN_PLACE)
     tasks = image_tasks(root, open_batch(root, "b"))
-    found = spark.sparkContext.parallelize(tasks, len(tasks)).map(_digests).collect()
+    own = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+    def work(task):
+        os.environ.update(own)  # executors know the store from an environment of their own
+        return _digests(task)
+
+    found = spark.sparkContext.parallelize(tasks, len(tasks)).map(work).collect()
     assert dict(pair for part in found for pair in part) == {
         row["sample_row"]: sample_id_of(decode(encoded(n)).tobytes())
         for row, n in zip(samples(root), (1, 2, 3), strict=True)
