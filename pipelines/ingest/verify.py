@@ -4,12 +4,14 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
@@ -208,7 +210,7 @@ def _succeeded(future: "Future[list[Verdict]]") -> bool:
 
 
 def start_pool(num_workers: int) -> ProcessPoolExecutor:
-    """Return a pool whose processes end with this one."""
+    """Return a pool whose processes end with this one, and with the pool."""
     # Not a fork of this process, which may hold threads (Spark, an orchestrator) and locks, but of
     # a server that has none and has loaded what all of them need.
     if "forkserver" in multiprocessing.get_all_start_methods():
@@ -216,18 +218,26 @@ def start_pool(num_workers: int) -> ProcessPoolExecutor:
         context.set_forkserver_preload(["pipelines.ingest.verify", "imagehash"])
     else:
         context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
+    reader, writer = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(
+        num_workers, mp_context=context, initializer=start_worker, initargs=(reader,)
+    )
+    # While a pool breaks it may start one more process, which it then neither ends nor uses and
+    # would wait for at exit (CPython 3.11). Nobody writes: the end of the pipe is the message.
+    weakref.finalize(pool, writer.close)
+    return pool
 
 
-def _start_worker() -> None:
+def start_worker(pool: Connection) -> None:
+    """Prepare a process of a pool, whose other end of `pool` is closed when the pool is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with, args=(pool,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _end_with(pool: Connection) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
-        parent.join()  # a killed parent cannot tell its workers to end
+        wait([parent.sentinel, pool])  # a killed parent cannot tell its workers to end
         os._exit(1)
 
 

@@ -1,6 +1,8 @@
 """Verification of items, alone and in a pool of processes."""
 
+import gc
 import io
+import multiprocessing
 
 import imagehash
 import numpy as np
@@ -14,7 +16,7 @@ from pipelines.ingest.items import ListedItem
 from pipelines.ingest.perceptual import LUMA_SIDE, perceptual_hash
 from pipelines.jobs.dedup import Perceptual
 from schemas.errors import BadInput, IngestIncomplete
-from tests.data.dying_worker import die, double_or_die
+from tests.data.dying_worker import die, double_or_die, wait_as_a_worker
 from tests.data.pictures import attempts, encoded, put, samples
 
 QUIET = IngestConfig(show_progress=False)
@@ -94,8 +96,31 @@ def test_an_item_that_ends_its_process_is_rejected_alone():
     assert found == [[2, 4], [6, "decoder_died", 8], [10], [12, 14], [16]]
 
 
+def test_a_process_that_its_pool_forgot_ends_with_the_pool():
+    # As one that a pool of CPython 3.11 starts while it breaks: it would be waited for at exit.
+    context = multiprocessing.get_context("forkserver")
+    reader, writer = context.Pipe(duplex=False)
+    forgotten = context.Process(target=wait_as_a_worker, args=(reader,))
+    forgotten.start()
+    forgotten.join(0.5)
+    assert forgotten.is_alive()
+    writer.close()
+    forgotten.join(60)
+    assert forgotten.exitcode == 1
+
+
+def test_a_pool_that_is_gone_has_closed_its_end():
+    pool = verify.start_pool(1)
+    (reader,) = pool._initargs
+    assert pool.submit(double_or_die, [1]).result()
+    assert not reader.poll()
+    del pool
+    gc.collect()
+    assert reader.poll(60)
+
+
 def test_processes_that_cannot_start_are_an_error_and_no_fault_of_the_images(monkeypatch):
-    monkeypatch.setattr(verify, "_start_worker", die)
+    monkeypatch.setattr(verify, "start_worker", die)
     with pytest.raises(IngestIncomplete, match="set num_workers to 1"):
         list(verify.run_chunks(double_or_die, [[1, 2], [3]], 1))
 
