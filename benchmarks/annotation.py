@@ -30,7 +30,6 @@ from ambient_omni.classifier.annotators import (
     Annotator,
     Curves,
     ExhaustiveSearch,
-    Grid,
     Reading,
 )
 from ambient_omni.classifier.bisection import Bisection
@@ -51,7 +50,7 @@ from benchmarks.known_noise import (
     crossings_of_carried_noise,
     gaussian_model,
 )
-from benchmarks.photo_classifier import CLASSIFIER, Bench, classifier, some
+from benchmarks.photo_classifier import CLASSIFIER, Bench, classifier, grid, some
 from schemas.ids import hash_fraction
 
 HEAD = HeadConfig(
@@ -173,9 +172,9 @@ def annotators(bench: Bench) -> dict[str, Annotator]:
     return {
         "head": HeadAnnotator(asked, [head(bench)], seed=seed),
         "head without looks": HeadAnnotator(asked, [_without_looks(head(bench))], seed=seed),
-        "grid of 4 x 2": Grid(asked, GridConfig(num_levels=4, num_noises=2), seed),
+        "grid of 4 x 2": grid(bench, GridConfig(num_levels=4, num_noises=2)),
         "bisection": sequential,
-        "grid of 20 x 4": Grid(asked, GridConfig(num_noises=4), seed),
+        "grid of 20 x 4": grid(bench, GridConfig(num_noises=4)),
     }
 
 
@@ -311,8 +310,8 @@ def _levels(bench: Bench, tiles: photos.Tiles, what: object) -> NDArray[np.float
     config = GridConfig()
     file = bench.file("levels", [what, len(tiles), config.model_dump()], ".npy")
     if not file.exists():
-        grid = Grid(classifier(bench), config, bench.seed)
-        found = READING.crossings(grid.curves(to_x0(tiles.pixels), tiles.names())).sigma_min
+        curves = grid(bench, config).curves(to_x0(tiles.pixels), tiles.names())
+        found = READING.crossings(curves).sigma_min
         np.save(file, np.where(np.isnan(found), np.inf, found))
     return np.load(file)
 

@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 
 from ambient_omni import rng
-from ambient_omni.classifier.annotators import Grid
+from ambient_omni.classifier.annotators import Grid, shift_by_shared_noises
 from ambient_omni.classifier.calibration import Calibration, calibrate
 from ambient_omni.classifier.config import ClassifierConfig, GridConfig
 from ambient_omni.classifier.grader import Fold, NoiseClassifier
 from ambient_omni.classifier.network import NoiseClassifierNetwork
-from ambient_omni.classifier.training import Sides, grade, noise_bank, train_fold
+from ambient_omni.classifier.training import Sides, grade, train_fold
 from ambient_omni.data.packs import to_x0
 from ambient_omni.noise.crossing import find_crossings
 from benchmarks import photos
@@ -80,15 +80,20 @@ class NoisedUpTo:
         self._classifier, self._carried = classifier, carried
         self.sigmas = classifier.sigmas
 
+    @property
+    def num_folds(self) -> int:
+        """As the classifier."""
+        return self._classifier.num_folds
+
     def folds_of(self, sample_ids: Sequence[str]) -> NDArray[np.int32]:
         """As the classifier."""
         return self._classifier.folds_of(sample_ids)
 
-    def ask(self, x0_BCHW, sample_ids, sigmas_BQ, noises_QCHW):
+    def ask(self, x0_BCHW, sample_ids, sigmas_BQ, noises_Q):
         """As the classifier; all images must be asked at the same levels."""
         level_Q = np.asarray(sigmas_BQ)[0]
         missing_Q = np.sqrt(np.maximum(level_Q**2 - self._carried**2, 0)) / level_Q
-        noises = (noises_QCHW * missing_Q[:, None, None, None]).astype(np.float32)
+        noises = [noise * np.float32(f) for noise, f in zip(noises_Q, missing_Q, strict=True)]
         return self._classifier.ask(x0_BCHW, sample_ids, sigmas_BQ, noises)
 
 
@@ -114,8 +119,13 @@ def crossings_of_carried_noise() -> dict[float, NDArray[np.float64]]:
         network = _trained(f"carried-{strength}", _UP_TO, sides)
         classifier = NoiseClassifier(_UP_TO, "tiles", [Fold(network, plain)], "carried")
         x0 = _carrying(tiles, np.full(len(tiles), strength), "held-out")
-        grid = Grid(NoisedUpTo(classifier, strength), GridConfig(num_noises=2), 0)
-        curves = grid.curves(x0, tiles.names())
+        asked, config, names = (
+            NoisedUpTo(classifier, strength),
+            GridConfig(num_noises=2),
+            tiles.names(),
+        )
+        shift = shift_by_shared_noises(asked, config, 0, x0, names)
+        curves = Grid(asked, config, 0, shift).curves(x0, names)
         found[strength] = find_crossings(
             curves.logits, curves.sigmas, TAU, smoothing_octaves=0.0
         ).sigma_min
@@ -128,16 +138,7 @@ def gaussian_model() -> tuple[float, float]:
     draw = rng.generator(0, "known-noise", "on-top")
     bad += ON_TOP * draw.standard_normal(bad.shape, dtype=np.float32)
     network = _trained("gaussian", _GAUSSIAN, Sides(Floats(clean[200:]), Floats(bad[200:])))
-    noises = noise_bank(_GAUSSIAN, (3, _SIDE, _SIDE))
-    trusted_NLK, bad_NLK = (
-        grade(
-            network,
-            side[:200],
-            _GAUSSIAN.sigmas,
-            noises,
-        )
-        for side in (clean, bad)
-    )
+    trusted_NLK, bad_NLK = (grade(network, side[:200], _GAUSSIAN) for side in (clean, bad))
     mean_L = calibrate(trusted_NLK, bad_NLK).apply(bad_NLK).mean(axis=(0, 2))
     found = find_crossings(mean_L[None], _GAUSSIAN.sigmas, TAU, smoothing_octaves=0.25)
     dense = np.geomspace(_GAUSSIAN.sigma_low, _GAUSSIAN.sigma_high, 2_000)

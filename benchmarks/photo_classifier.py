@@ -15,11 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from ambient_omni import rng
+from ambient_omni.classifier.annotators import Grid, shift_by_shared_noises
 from ambient_omni.classifier.calibration import Calibration, calibrate
-from ambient_omni.classifier.config import ClassifierConfig
+from ambient_omni.classifier.config import ClassifierConfig, GridConfig
+from ambient_omni.classifier.data import VERSION
 from ambient_omni.classifier.grader import Fold, NoiseClassifier
 from ambient_omni.classifier.network import NoiseClassifierNetwork
-from ambient_omni.classifier.training import Sides, grade, noise_bank, train_fold
+from ambient_omni.classifier.training import Sides, grade, train_fold
 from ambient_omni.data.packs import to_x0
 from benchmarks import photos
 from benchmarks.common import cache_folder
@@ -73,7 +75,7 @@ class Bench:
 
     def file(self, name: str, key: object, suffix: str) -> Path:
         """Return where a result of it is kept."""
-        who = [self.config.model_dump(mode="json"), self.left_out, NETWORK]
+        who = [self.config.model_dump(mode="json"), self.left_out, NETWORK, VERSION]
         return cache_folder("annotation") / f"{name}-{canonical_hash([key, who])}{suffix}"
 
 
@@ -99,17 +101,28 @@ def classifier(bench: Bench) -> NoiseClassifier:
 def _calibration(bench: Bench, network: NoiseClassifierNetwork) -> Calibration:
     file = bench.file("calibration", "", ".npz")
     if not file.exists():
-        noises = noise_bank(bench.config, (3, photos.TILE, photos.TILE))
         sides = (photos.load("validation"), bench.pool(graded=True).tiles)
-        found = calibrate(*(_graded(network, some(s, 400), bench.config, noises) for s in sides))
+        found = calibrate(*(_graded(network, some(s, 400), bench.config) for s in sides))
         np.savez(file, scale=found.scale, offset=found.offset)
     with np.load(file) as kept:
         return Calibration(kept["scale"], kept["offset"])
 
 
-def _graded(network, tiles: photos.Tiles, config: ClassifierConfig, noises) -> NDArray[np.float32]:
+def grid(bench: Bench, config: GridConfig) -> Grid:
+    """Return a grid that knows by how much its noises move all answers."""
+    asked, pool = classifier(bench), some(bench.pool(graded=True).tiles, 400)
+    shift = shift_by_shared_noises(asked, config, bench.seed, to_x0(pool.pixels), pool.names())
+    return Grid(asked, config, bench.seed, shift)
+
+
+def _graded(network, tiles: photos.Tiles, config: ClassifierConfig) -> NDArray[np.float32]:
+    parts = _parts(tiles.pixels)
+    firsts = np.cumsum([0, *(len(part) for part in parts)]).tolist()
     return np.concatenate(
-        [grade(network, to_x0(part), config.sigmas, noises) for part in _parts(tiles.pixels)]
+        [
+            grade(network, to_x0(part), config, first=first)
+            for part, first in zip(parts, firsts, strict=False)
+        ]
     )
 
 

@@ -33,9 +33,13 @@ from schemas.errors import BadInput
 
 Floats = NDArray[np.float64]
 Images = NDArray[np.float32]
+Noises = Images | Sequence[Images]
+"""Each (C, H, W) if images share it, (B, C, H, W) if every image has its own."""
 
 # Where |logit| is far above it, `bent` is logarithmic; below it, linear.
 _BEND = 0.1
+
+_LEAST_OWN_PAIRS = 2
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,10 @@ class Oracle(Protocol):
     def sigmas(self) -> Floats:
         """The (L,) levels it was calibrated at."""
 
+    @property
+    def num_folds(self) -> int:
+        """How many networks it has."""
+
     def folds_of(self, sample_ids: Sequence[str]) -> NDArray[np.int32]:
         """Return the (B,) networks that may grade images."""
 
@@ -120,7 +128,7 @@ class Oracle(Protocol):
         x0_BCHW: Images,
         sample_ids: Sequence[str],
         sigmas_BQ: NDArray[np.floating],
-        noises_QCHW: Images,
+        noises_Q: Noises,
     ) -> Floats:
         """Return (B, Q) calibrated logits: image b at its level q under noise q."""
 
@@ -151,7 +159,7 @@ def annotate(
 
 
 def make_annotator(config: AnnotatorConfig, classifier: Oracle, *, seed: int) -> Annotator:
-    """Return the annotator of some settings.
+    """Return the annotator of some settings, as it is before anything was measured for it.
 
     Raises:
         BadInput: the settings ask for a head: those are trained, see `classifier.head`.
@@ -171,11 +179,16 @@ class Grid:
     """Every image at the same levels, each level under noises of its own, with mirror images.
 
     Images share the noises, so that two curves differ by what they show and not by luck. Levels do
-    not: under one noise a whole curve is shifted, and no smoothing over levels would notice.
+    not: under one noise a whole curve is shifted, and no smoothing over levels would notice. What
+    the noises do to all images alike is taken off again: see `shift_by_shared_noises`.
     """
 
-    def __init__(self, classifier: Oracle, config: GridConfig, seed: int) -> None:
+    def __init__(
+        self, classifier: Oracle, config: GridConfig, seed: int, shift_FL: Floats | None = None
+    ) -> None:
+        """`shift_FL`: of these very settings and this seed; None takes nothing off."""
         self._classifier, self._config, self._seed = classifier, config, seed
+        self._shift_FL = shift_FL
         calibrated = classifier.sigmas
         self._sigmas = (
             calibrated
@@ -195,12 +208,76 @@ class Grid:
         )
         said_BQ = self._classifier.ask(x0_BCHW, sample_ids, sigmas_BQ, np.concatenate(noises))
         said_BLK = said_BQ.reshape(len(x0_BCHW), num_levels, num_noises)
+        logits = said_BLK.mean(axis=2)
+        if self._shift_FL is not None:
+            logits -= self._shift_FL[self._classifier.folds_of(sample_ids)]
         return Curves(
             self._sigmas,
-            said_BLK.mean(axis=2).astype(np.float32),
+            logits.astype(np.float32),
             _error_of_pairs(said_BLK).astype(np.float32),
             np.full(len(x0_BCHW), num_levels * num_noises, np.int32),
         )
+
+
+def shift_by_shared_noises(
+    classifier: Oracle,
+    config: GridConfig,
+    seed: int,
+    x0_BCHW: Images,
+    sample_ids: Sequence[str],
+) -> Floats:
+    """Return by how much a grid's noises raise the answers about all images, (F, L) logits.
+
+    A few noises that all images share move all curves up or down, level by level, and the levels
+    read off them with them, by up to half an octave. The shift is measured on images of the pool:
+    their mean answer under the grid's noises, less that under noises of their own. It differs
+    between fold and fold, and between pool and trusted images, so the latter are no help.
+
+    Args:
+        classifier: that answers.
+        config: of the grid.
+        seed: of the grid.
+        x0_BCHW: images of the pool in [-1, 1]; a few hundred a fold are plenty.
+        sample_ids: their names.
+
+    Raises:
+        BadInput: none of the images is one that some fold may grade.
+    """
+    shared = Grid(classifier, config, seed).curves(x0_BCHW, sample_ids)
+    num_pairs = max(_LEAST_OWN_PAIRS, config.num_noises // 2)
+    own = under_own_noises(classifier, x0_BCHW, sample_ids, shared.sigmas, num_pairs, seed)
+    folds, differences = classifier.folds_of(sample_ids), shared.logits - own
+    missing = sorted(set(range(classifier.num_folds)) - set(folds.tolist()))
+    if missing:
+        raise BadInput(
+            f"no image of the pool may be graded by fold {missing[0]}: ingest more images"
+        )
+    return np.stack(
+        [differences[folds == fold].mean(axis=0) for fold in range(classifier.num_folds)]
+    )
+
+
+def under_own_noises(
+    classifier: Oracle,
+    x0_BCHW: Images,
+    sample_ids: Sequence[str],
+    sigmas_L: Floats,
+    num_pairs: int,
+    seed: int,
+) -> Floats:
+    """Return (B, L) mean logits over pairs of opposite noises that no other image or level has.
+
+    One image's answer is noisier than a grid's; the mean of many is right, whatever they are.
+    """
+    count, shape = x0_BCHW.shape[0], x0_BCHW.shape[1:]
+    out = np.zeros((count, len(sigmas_L)))
+    for level, sigma in enumerate(sigmas_L):
+        sigmas_BQ = np.full((count, 2), sigma)
+        for pair in range(num_pairs):
+            half = rng.normal_rows(range(count), shape, seed, "classifier-own", level, pair)
+            said_BQ = classifier.ask(x0_BCHW, sample_ids, sigmas_BQ, [half, -half])
+            out[:, level] += said_BQ.mean(axis=1) / num_pairs
+    return out
 
 
 def _error_of_pairs(said_BLK: Floats) -> Floats:

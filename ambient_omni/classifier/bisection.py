@@ -24,6 +24,7 @@ from ambient_omni.classifier.annotators import (
     Images,
     Oracle,
     antithetic_noises,
+    shift_by_shared_noises,
 )
 from ambient_omni.classifier.config import GridConfig, SequentialConfig
 from ambient_omni.noise.crossing import find_crossings
@@ -69,8 +70,10 @@ class Bisection:
     def learn_prior(self, x0_NCHW: Images, sample_ids: Sequence[str]) -> Prior:
         """Grade pilot images on a full grid and keep what they teach."""
         count = self._config.num_pilot_images
-        grid = Grid(self._classifier, GridConfig(num_noises=2), self._seed)
-        pilot = grid.curves(x0_NCHW[:count], list(sample_ids[:count]))
+        images = x0_NCHW[:count], list(sample_ids[:count])
+        grid = GridConfig(num_noises=2)
+        shift = shift_by_shared_noises(self._classifier, grid, self._seed, *images)
+        pilot = Grid(self._classifier, grid, self._seed, shift).curves(*images)
         self._prior = _learn(pilot, self._config.tau, self._t)
         return self._prior
 

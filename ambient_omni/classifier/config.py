@@ -231,6 +231,11 @@ class ClassifierConfig(Frozen):
         return self
 
     @property
+    def own_grid(self) -> GridConfig:
+        """How the classifier is asked where nothing else is said: at its own levels."""
+        return GridConfig(num_noises=self.num_noises)
+
+    @property
     def sigmas(self) -> NDArray[np.float64]:
         """The (L,) levels of the curves."""
         return np.geomspace(self.sigma_low, self.sigma_high, self.num_levels)

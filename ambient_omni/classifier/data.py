@@ -23,6 +23,10 @@ from schemas.root import Root
 MIN_TRUSTED = 32
 MIN_VALIDATION = 8
 MIN_POOL_PER_FOLD = 16
+VERSION = 2
+"""Of how classifiers are made and calibrated; another one is another classifier of the same images.
+2: each image is calibrated under noises of its own."""
+
 _COLUMNS = ["sample_row", "sample_id", "ingest_batch", "parent_sample_id"]
 
 
@@ -159,6 +163,7 @@ class ClassifierData:
         """Return the name of the classifier that these images, pixels and settings make."""
         return canonical_hash(
             {
+                "version": VERSION,
                 "config": config.model_dump(mode="json"),
                 "question": question,
                 "transform": space.transform_id,

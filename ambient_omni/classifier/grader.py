@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ambient_omni.classifier.annotators import Curves, Grid
+from ambient_omni.classifier.annotators import Noises
 from ambient_omni.classifier.calibration import Calibration
-from ambient_omni.classifier.config import ClassifierConfig, GridConfig
+from ambient_omni.classifier.config import ClassifierConfig
 from ambient_omni.classifier.data import fold_of
 from ambient_omni.classifier.groups import named
 from ambient_omni.classifier.network import NoiseClassifierNetwork
@@ -60,33 +60,12 @@ class NoiseClassifier:
         groups = named(sample_ids, self._twins)
         return np.array([fold_of(group, self.num_folds) for group in groups], np.int32)
 
-    def curves(
-        self,
-        x0_BCHW: NDArray[np.float32],
-        sample_ids: Sequence[str],
-        folds: NDArray[np.integer] | None = None,
-    ) -> Curves:
-        """Grade images on the classifier's own grid; the same numbers in any batch.
-
-        Args:
-            x0_BCHW: images in [-1, 1].
-            sample_ids: their B names.
-            folds: (B,) who grades; `folds_of(sample_ids)` by default.
-
-        Raises:
-            ValueError: lengths differ, or a fold is named that may have trained on its image.
-        """
-        if folds is not None and not np.array_equal(folds, self.folds_of(sample_ids)):
-            raise ValueError("each image needs its name and the fold that `folds_of` gives it")
-        grid = Grid(self, GridConfig(num_noises=self.config.num_noises), self.config.seed)
-        return grid.curves(x0_BCHW, sample_ids)
-
     def ask(
         self,
         x0_BCHW: NDArray[np.float32],
         sample_ids: Sequence[str],
         sigmas_BQ: NDArray[np.floating],
-        noises_QCHW: NDArray[np.float32],
+        noises_Q: Noises,
     ) -> NDArray[np.float64]:
         """Return (B, Q) calibrated logits of P(trusted): image b at its level q under noise q.
 
@@ -97,7 +76,7 @@ class NoiseClassifier:
         """
         if not len(x0_BCHW) == len(sample_ids) == len(sigmas_BQ):
             raise ValueError("each image needs its name and its levels")
-        if np.shape(sigmas_BQ)[1] != len(noises_QCHW):
+        if np.shape(sigmas_BQ)[1] != len(noises_Q):
             raise ValueError("each question needs its noise")
         out = np.empty(np.shape(sigmas_BQ))
         folds = self.folds_of(sample_ids)
@@ -106,7 +85,8 @@ class NoiseClassifier:
             for start in range(0, len(mine), _IMAGES_AT_ONCE):
                 part = mine[start : start + _IMAGES_AT_ONCE]
                 scale, offset = fold.calibration.at(self.sigmas, sigmas_BQ[part])
-                raw = answer(fold.network, x0_BCHW[part], sigmas_BQ[part], noises_QCHW)
+                noises = [n if n.ndim < x0_BCHW.ndim else n[part] for n in noises_Q]
+                raw = answer(fold.network, x0_BCHW[part], sigmas_BQ[part], noises)
                 out[part] = scale * raw + offset
         return out
 

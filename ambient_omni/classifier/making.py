@@ -34,7 +34,7 @@ from ambient_omni.classifier.positive_control import (
 )
 from ambient_omni.classifier.severity import Plantable
 from ambient_omni.classifier.stored import fold_file, load_network, save_network
-from ambient_omni.classifier.training import Sides, grade, noise_bank, train_fold
+from ambient_omni.classifier.training import Sides, grade, train_fold
 from ambient_omni.classifier.view import View
 from ambient_omni.data.packs import Space, to_x0
 from ambient_omni.progress import progress
@@ -70,7 +70,6 @@ class Maker:
             for members in (data.trusted, data.validation, data.pool)
         )
         self._channels = view.space.x0_shape[0]
-        self._noises = noise_bank(config, view.space.x0_shape)
         self._fold_of_pool = np.array(
             [fold_of(group, config.num_folds) for group in data.pool.groups]
         )
@@ -203,8 +202,8 @@ class Maker:
                 grade(
                     network,
                     to_x0(rows[start : start + _IMAGES_AT_ONCE]),
-                    self._config.sigmas,
-                    self._noises,
+                    self._config,
+                    first=start,
                 )
                 for start in progress(
                     parts, label="checking the classifier", unit="batch", show=len(parts) > 1

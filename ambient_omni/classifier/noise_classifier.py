@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from ambient_omni.classifier.config import ClassifierConfig, Question, TrainClassifierJob
+from ambient_omni.classifier.config import (
+    ClassifierConfig,
+    Question,
+    TrainClassifierJob,
+)
 from ambient_omni.classifier.data import ClassifierData, fold_of
 from ambient_omni.classifier.grader import NoiseClassifier
 from ambient_omni.classifier.making import Maker, require_size
+from ambient_omni.classifier.prepared import prepare
 from ambient_omni.classifier.stored import is_stored, load, space_of, store, weights_hash
 from ambient_omni.classifier.view import View
 from ambient_omni.code_version import code_version
@@ -113,4 +118,6 @@ def train_classifier(
         missing = dict.fromkeys(("good_share", "good_share_low", "good_share_high"))
         table = contract("noise_classifiers").table([missing | row])
         root.tables.upsert("noise_classifiers", table, job="train_classifier")
+    # While the packs of its pool are there for certain.
+    prepare(root, classifier_id, config.own_grid)
     return classifier_id

@@ -1,8 +1,8 @@
 """What an annotator needs beside the classifier, made once and kept in the classifier's folder.
 
-A grid needs nothing. A head has to be distilled, and bisection has to know what curves look like:
-both learn from the pool that the classifier was trained against, each fold from the images that it
-may grade. Executors then only load.
+A grid has to know by how much its noises move all answers, bisection what curves look like, and a
+head has to be distilled: all learn from the pool that the classifier was trained against, each fold
+from the images that it may grade. Executors then only load.
 """
 
 from __future__ import annotations
@@ -16,15 +16,23 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from ambient_omni.classifier.annotators import Annotator, Reading, make_annotator
+from ambient_omni.classifier.annotators import (
+    Annotator,
+    Grid,
+    Reading,
+    make_annotator,
+    shift_by_shared_noises,
+)
 from ambient_omni.classifier.bisection import Bisection, Prior
 from ambient_omni.classifier.config import (
     AnnotatorConfig,
+    GridConfig,
     HeadConfig,
     SequentialConfig,
     annotator_id,
 )
 from ambient_omni.classifier.data import ClassifierData, PackedImages
+from ambient_omni.classifier.grader import NoiseClassifier
 from ambient_omni.classifier.head import (
     Check,
     Head,
@@ -33,12 +41,13 @@ from ambient_omni.classifier.head import (
     Lessons,
     train_head,
 )
-from ambient_omni.classifier.noise_classifier import NoiseClassifier, load, space_of
+from ambient_omni.classifier.stored import load, space_of
 from ambient_omni.data.packs import to_x0
 from schemas.errors import BadInput
 from schemas.ids import hash_fraction
 from schemas.root import Root, write_json
 
+_PREPARED = HeadConfig | SequentialConfig | GridConfig
 _ARRAYS = ("logit_error", "look_offsets")
 
 
@@ -59,14 +68,16 @@ def prepare(
         ClassifierRefused: the head disagrees with the exhaustive search.
         JobAlreadyRunning: another process prepares the same classifier.
     """
-    if not isinstance(config, HeadConfig | SequentialConfig):
+    if not isinstance(config, _PREPARED):
         return
     with root.lock("prepare_annotator", classifier_id):
         if _file(root, classifier_id, config).exists():
             return
         classifier = load(root, classifier_id)
         pool = _pool(root, classifier_id)
-        if isinstance(config, SequentialConfig):
+        if isinstance(config, GridConfig):
+            _prepare_grid(root, classifier, pool, config)
+        elif isinstance(config, SequentialConfig):
             _prepare_bisection(root, classifier, pool, config)
         else:
             _distil(root, classifier, pool, config, reading or Reading())
@@ -79,7 +90,7 @@ def annotator_for(root: Root, classifier: NoiseClassifier, config: AnnotatorConf
         BadInput: it was not prepared.
     """
     seed = classifier.config.seed
-    if not isinstance(config, HeadConfig | SequentialConfig):
+    if not isinstance(config, _PREPARED):
         return make_annotator(config, classifier, seed=seed)
     file = _file(root, classifier.classifier_id, config)
     if not file.exists():
@@ -88,6 +99,8 @@ def annotator_for(root: Root, classifier: NoiseClassifier, config: AnnotatorConf
             "prepared: call classifier.prepared.prepare first"
         )
     kept = json.loads(file.read_text())
+    if isinstance(config, GridConfig):
+        return Grid(classifier, config, seed, np.array(kept["shift"]))
     if isinstance(config, SequentialConfig):
         known = kept["prior"]
         prior = Prior(
@@ -106,6 +119,19 @@ def annotator_for(root: Root, classifier: NoiseClassifier, config: AnnotatorConf
         checked = Check(**{**check, **arrays})
         heads.append(Head(network, checked))
     return HeadAnnotator(classifier, heads, seed=seed)
+
+
+def _prepare_grid(
+    root: Root, classifier: NoiseClassifier, pool: PackedImages, config: GridConfig
+) -> None:
+    folds, asked = classifier.folds_of(pool.sample_ids), classifier.config
+    names: set[str] = set()
+    for number in range(classifier.num_folds):
+        mine = pool.subset(np.flatnonzero(folds == number))
+        names |= set(mine.first_by_content(asked.max_graded_images).sample_ids)
+    some = pool.subset(np.flatnonzero([name in names for name in pool.sample_ids]))
+    shift = shift_by_shared_noises(classifier, config, asked.seed, _x0(some), some.sample_ids)
+    write_json(_file(root, classifier.classifier_id, config), {"shift": shift.tolist()})
 
 
 def _prepare_bisection(

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from ambient_omni.classifier.calibration import Calibration
 from ambient_omni.classifier.config import ClassifierConfig
+from ambient_omni.classifier.data import VERSION
 from ambient_omni.classifier.grader import Fold, NoiseClassifier
 from ambient_omni.classifier.network import NoiseClassifierNetwork
 from ambient_omni.classifier.view import View
@@ -30,7 +31,8 @@ def load(root: Root, classifier_id: str) -> NoiseClassifier:
 
     Raises:
         BadInput: there is none of that id.
-        ClassifierRefused: its files are not those that its row speaks of.
+        ClassifierRefused: its files are not those that its row speaks of, or an older version made
+            it.
     """
     rows = root.tables.read("noise_classifiers", where={"classifier_id": classifier_id}).to_pylist()
     if not rows:
@@ -42,6 +44,11 @@ def load(root: Root, classifier_id: str) -> NoiseClassifier:
             "remove the folder and train it again"
         )
     meta = json.loads((folder / _META).read_text())
+    if meta.get("version") != VERSION:
+        raise ClassifierRefused(
+            f"noise classifier {classifier_id} was made by an older version, whose levels are off "
+            "by up to half an octave: train it again (the new one has a new id), and annotate anew"
+        )
     config = ClassifierConfig.model_validate(meta["config"])
     folds = []
     for number, arrays in enumerate(meta["calibrations"]):
@@ -108,6 +115,7 @@ def store(
     write_json(
         root.classifiers / classifier_id / _META,
         {
+            "version": VERSION,
             "config": config.model_dump(mode="json"),
             "transform": view.transform.model_dump(mode="json"),
             "latent_space": view.latent_space and view.latent_space.model_dump(mode="json"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from ambient_omni import rng
-from ambient_omni.classifier.annotators import antithetic_noises
+from ambient_omni.classifier.annotators import Noises
 from ambient_omni.classifier.config import ClassifierConfig
 from ambient_omni.classifier.network import NoiseClassifierNetwork
 from ambient_omni.classifier.severity import (
@@ -247,17 +247,32 @@ def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
 
 def grade(
     network: NoiseClassifierNetwork,
-    x0_BCHW: NDArray[np.float32],
-    sigmas_L: NDArray[np.float64],
-    noises_KCHW: NDArray[np.float32],
+    x0_NCHW: NDArray[np.float32],
+    config: ClassifierConfig,
+    *,
+    first: int = 0,
 ) -> NDArray[np.float32]:
-    """Return (B, L, K) logits: every image at every level under every noise."""
-    num_levels, num_noises = len(sigmas_L), len(noises_KCHW)
-    sigmas_BQ = np.broadcast_to(
-        np.repeat(sigmas_L, num_noises), (len(x0_BCHW), num_levels * num_noises)
-    )
-    said_BQ = answer(network, x0_BCHW, sigmas_BQ, np.concatenate([noises_KCHW] * num_levels))
-    return said_BQ.reshape(len(x0_BCHW), num_levels, num_noises)
+    """Return (N, L, K) logits: every image at every level, under K noises of its own.
+
+    Noises that images share would move all their answers alike, and a calibration would take that
+    for the network's. Places have noises, not images: a damaged copy at the place of its original
+    is graded under the same ones.
+
+    Args:
+        network: that grades.
+        x0_NCHW: images in [-1, 1].
+        config: levels, number of noises, seed.
+        first: the place of the first image, where these are a part of more.
+    """
+    shape, places = x0_NCHW.shape[1:], np.arange(first, first + len(x0_NCHW))
+    half, levels = config.num_noises // 2, config.sigmas
+    out = np.empty((len(x0_NCHW), len(levels), 2 * half), np.float32)
+    sigmas_BQ = np.broadcast_to(np.repeat(levels, 2), (len(x0_NCHW), 2 * len(levels)))
+    for number in range(half):
+        noise = rng.normal_rows(places, shape, config.seed, "classifier-own-noise", number)
+        said = answer(network, x0_NCHW, sigmas_BQ, [noise, -noise] * len(levels))
+        out[..., number], out[..., half + number] = said[:, ::2], said[:, 1::2]
+    return out
 
 
 @torch.no_grad()
@@ -265,26 +280,26 @@ def answer(
     network: NoiseClassifierNetwork,
     x0_BCHW: NDArray[np.float32],
     sigmas_BQ: NDArray[np.floating],
-    noises_QCHW: NDArray[np.float32],
+    noises_Q: Noises,
 ) -> NDArray[np.float32]:
     """Return (B, Q) raw logits: image b at its level q under noise q.
 
     One question of all images is one pass: a batch fills a CPU's caches or a GPU.
+
+    Args:
+        network: that answers.
+        x0_BCHW: images in [-1, 1].
+        sigmas_BQ: levels.
+        noises_Q: shared by the images, or of each.
     """
     device = next(network.parameters()).device
     x0 = torch.from_numpy(x0_BCHW).to(device)
     # Copied: levels are often a broadcast view, which torch does not take.
     sigmas = torch.tensor(np.ascontiguousarray(sigmas_BQ), dtype=torch.float32, device=device)
-    noises = torch.from_numpy(noises_QCHW)
     out = torch.empty(sigmas.shape, device=device)
-    for number in range(len(noises)):
+    for number, noise in enumerate(noises_Q):
         sigma_B = sigmas[:, number]
-        noised = x0 + sigma_B[:, None, None, None] * noises[number].to(device)
+        noised = x0 + sigma_B[:, None, None, None] * torch.from_numpy(noise).to(device)
         out[:, number] = network(noised, sigma_B)
     said: NDArray[np.float32] = out.cpu().numpy()
     return said
-
-
-def noise_bank(config: ClassifierConfig, shape_CHW: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return the (K, C, H, W) noises that a classifier is calibrated and measured under."""
-    return antithetic_noises(config.num_noises, shape_CHW, config.seed)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ambient_omni.classifier.annotators import Grid, shift_by_shared_noises
 from ambient_omni.classifier.calibration import Calibration, calibrate
 from ambient_omni.classifier.config import ClassifierConfig
 from ambient_omni.classifier.data import fold_of
@@ -22,7 +23,7 @@ from ambient_omni.classifier.positive_control import (
     require_found,
     separation,
 )
-from ambient_omni.classifier.training import Sides, grade, noise_bank, train_fold
+from ambient_omni.classifier.training import Sides, grade, train_fold
 from ambient_omni.data.packs import to_x0
 from benchmarks.evidence.cells import Form, Problem
 from benchmarks.evidence.images import SIDE, Pixels, Tiles
@@ -47,16 +48,18 @@ def curves(
     """
     config = form.classifier.model_copy(update={"seed": problem.seed})
     made = [_fold(scene, config, number) for number in range(config.num_folds)]
-    validation, pool = (
+    validation, unseen = (
         np.concatenate([calibration.apply(side[which]) for _, calibration, *side in made], axis)
         for which, axis in ((0, 2), (1, 0))
     )
     folds = [Fold(network, calibration) for network, calibration, *_ in made]
     twins = dict(zip(scene.pool.names, scene.pool.origins, strict=True))
     classifier = NoiseClassifier(config, NOISE_SPACE, folds, "evidence", twins)
-    said = classifier.curves(to_x0(scene.pool.pixels), scene.pool.names)
+    pool, grid = (to_x0(scene.pool.pixels), scene.pool.names), config.own_grid
+    shift = shift_by_shared_noises(classifier, grid, config.seed, *pool)
+    said = Grid(classifier, grid, config.seed, shift).curves(*pool)
     facts = {
-        "tv": separation(validation, pool).tv_lower_bound.tolist(),
+        "tv": separation(validation, unseen).tv_lower_bound.tolist(),
         "refused": _refusal(scene, config, [network for network, *_ in made]),
     }
     return facts, {
@@ -113,13 +116,9 @@ def _refusal(scene: Scene, config: ClassifierConfig, networks: list[NoiseClassif
 
 
 def _grade(network: NoiseClassifierNetwork, pixels: Pixels, config: ClassifierConfig) -> Logits:
-    noises = noise_bank(config, (3, SIDE, SIDE))
     parts = range(0, len(pixels), _IMAGES_AT_ONCE)
     return np.concatenate(
-        [
-            grade(network, to_x0(pixels[i : i + _IMAGES_AT_ONCE]), config.sigmas, noises)
-            for i in parts
-        ]
+        [grade(network, to_x0(pixels[i : i + _IMAGES_AT_ONCE]), config, first=i) for i in parts]
     )
 
 

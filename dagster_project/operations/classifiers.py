@@ -165,10 +165,13 @@ def _row(root: Root, classifier_id: str) -> dict[str, Any]:
 
 def _right(classifier: "NoiseClassifier", images: Any, *, trusted: bool) -> np.ndarray:
     """Return, per image, the share of levels at which it is told rightly, float64 (N,)."""
+    from ambient_omni.classifier.annotators import under_own_noises
     from ambient_omni.data.packs import to_x0
 
-    pixels = images.take(np.arange(len(images)))
-    logits = classifier.curves(to_x0(pixels), images.sample_ids).logits
+    x0, config = to_x0(images.all()), classifier.config
+    logits = under_own_noises(
+        classifier, x0, images.sample_ids, config.sigmas, config.num_noises // 2, config.seed
+    )
     right = logits > 0 if trusted else logits <= 0
     share: np.ndarray = right.mean(axis=1)
     return share

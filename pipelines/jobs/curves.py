@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ambient_omni.classifier.annotators import Annotator, Curves
-from ambient_omni.classifier.config import AnnotatorConfig, GridConfig, annotator_id
+from ambient_omni.classifier.config import AnnotatorConfig, annotator_id
 from ambient_omni.classifier.noise_classifier import NoiseClassifier, load, space_of
 from ambient_omni.classifier.prepared import annotator_for, prepare
 from ambient_omni.data.pack_writer import PackWriter
@@ -50,8 +50,8 @@ def curves(
         root: where everything is.
         batch: whose images.
         classifier_id: who grades.
-        annotator: how it is asked; the classifier's own grid by default. A head or a bisection is
-            prepared first where that was not done (`classifier.prepared`).
+        annotator: how it is asked; the classifier's own grid by default. It is prepared first
+            where that was not done (`classifier.prepared`).
         settings: how to reach Spark.
         dry_run: only say what would be done.
 
@@ -100,8 +100,7 @@ def _run(
             f"batch {facts.batch!r} has no current pack for {space.noise_space}; "
             + space.how_to_build(facts.batch)
         )
-    if annotator is not None:
-        prepare(root, classifier_id, annotator)
+    prepare(root, classifier_id, annotator or load(root, classifier_id).config.own_grid)
     tasks = image_tasks(root, facts)
     folder = root.classifiers / classifier_id / f"parts-{facts.batch}"
     parts = folder / fingerprint_of(target.inputs)
@@ -173,7 +172,7 @@ def _load_once(
     root: Path, classifier_id: str, annotator: AnnotatorConfig | None
 ) -> tuple[NoiseClassifier, AnnotatorConfig, Annotator]:
     classifier = load(Root(root), classifier_id).to(_device())
-    config = annotator or GridConfig(num_noises=classifier.config.num_noises)
+    config = annotator or classifier.config.own_grid
     return classifier, config, annotator_for(Root(root), classifier, config)
 
 

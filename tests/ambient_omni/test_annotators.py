@@ -13,6 +13,8 @@ from ambient_omni.classifier.annotators import (
     antithetic_noises,
     make_annotator,
     read_between,
+    shift_by_shared_noises,
+    under_own_noises,
 )
 from ambient_omni.classifier.config import (
     ExhaustiveConfig,
@@ -28,6 +30,12 @@ T = np.log(0.55 / 0.45)
 READING = Reading(smoothing_octaves=0.1)
 
 
+def at(noises_Q, place, count):
+    """One number of each noise, (B, Q): of noises that images share, or of each image's own."""
+    numbers = [np.broadcast_to(noise[..., 0, place, place], count) for noise in noises_Q]
+    return np.stack(numbers, axis=1)
+
+
 class PowerLaw:
     """logit = -t (m / sigma)^2 + a x (mean of the noise), m written into the first pixel.
 
@@ -35,6 +43,7 @@ class PowerLaw:
     """
 
     sigmas = np.geomspace(0.04, 10, 18)
+    num_folds = 1
 
     def __init__(self, noise: float = 0.0) -> None:
         self.noise, self.asked = noise, 0
@@ -42,12 +51,36 @@ class PowerLaw:
     def folds_of(self, sample_ids):
         return np.zeros(len(sample_ids), np.int32)
 
-    def ask(self, x0_BCHW, sample_ids, sigmas_BQ, noises_QCHW):
+    def ask(self, x0_BCHW, sample_ids, sigmas_BQ, noises_Q):
         assert len(x0_BCHW) == len(sample_ids) == len(sigmas_BQ)
         self.asked += np.size(sigmas_BQ)
         m = x0_BCHW[:, 0, 0, 0].astype(np.float64)[:, None]
-        even = (noises_QCHW[:, 0, 1, 1] ** 2 - 1) * self.noise
-        return -T * (m / sigmas_BQ) ** 2 * np.exp(even - self.noise**2) + noises_QCHW[:, 0, 0, 0]
+        even = (at(noises_Q, 1, len(m)) ** 2 - 1) * self.noise
+        odd = at(noises_Q, 0, len(m))
+        return -T * (m / sigmas_BQ) ** 2 * np.exp(even - self.noise**2) + odd
+
+
+class Shifted(PowerLaw):
+    """Adds |a number of the noise|, which is even: opposite noises do not cancel it."""
+
+    def __init__(self, num_folds: int = 1) -> None:
+        super().__init__()
+        self.num_folds = num_folds
+
+    def folds_of(self, sample_ids):
+        return np.array([int(name) % self.num_folds for name in sample_ids], np.int32)
+
+    def ask(self, x0_BCHW, sample_ids, sigmas_BQ, noises_Q):
+        # Folds are moved by different numbers, as different networks are.
+        numbers = [np.abs(at(noises_Q, place, len(x0_BCHW))) for place in (0, 1)]
+        shift = np.where(self.folds_of(sample_ids)[:, None] == 0, *numbers)
+        silent = [0 * noise for noise in noises_Q]
+        return super().ask(x0_BCHW, sample_ids, sigmas_BQ, silent) + shift
+
+    def expected(self, x0_BCHW, sample_ids, sigmas_L):
+        silent = np.zeros((len(sigmas_L), *x0_BCHW.shape[1:]))
+        sigmas_BL = np.tile(sigmas_L, (len(x0_BCHW), 1))
+        return super().ask(x0_BCHW, sample_ids, sigmas_BL, silent) + np.sqrt(2 / np.pi)
 
 
 def images(levels) -> tuple[np.ndarray, list[str]]:
@@ -97,13 +130,41 @@ def test_mirrored_noises_cancel_what_is_odd_in_them():
 
 
 def test_levels_of_a_grid_do_not_share_the_luck_of_one_noise():
-    class Shifted(PowerLaw):
-        def ask(self, x0_BCHW, sample_ids, sigmas_BQ, noises_QCHW):
-            shift = np.abs(noises_QCHW[:, 0, 0, 0])  # even: mirror images do not cancel it
-            return super().ask(x0_BCHW, sample_ids, sigmas_BQ, 0 * noises_QCHW) + shift
-
     found = Grid(Shifted(), GridConfig(num_levels=8, num_noises=2), 0).curves(*images([0.0]))
     assert found.logits[0].std() > 0.1
+
+
+@pytest.mark.parametrize("num_folds", [1, 2])
+def test_what_shared_noises_do_to_all_images_alike_is_taken_off(num_folds):
+    law = Shifted(num_folds)
+    config = GridConfig(num_levels=8, num_noises=2)
+    pool, names = images(np.full(600, 0.3))
+    shift_FL = shift_by_shared_noises(law, config, 7, pool, names)
+    assert shift_FL.shape == (num_folds, 8)
+    assert np.abs(shift_FL).max() > 0.3
+    x0, names = images(LEVELS)
+    plain, found = (Grid(law, config, 7, s).curves(x0, names) for s in (None, shift_FL))
+    expected = law.expected(x0, names, found.sigmas)
+    assert np.abs(plain.logits - expected).max() > 0.3
+    # The mean of 600 images under two pairs of own noises each.
+    assert np.abs(found.logits - expected).max() < 0.1
+
+
+def test_the_shift_of_a_fold_that_grades_none_of_the_images_is_not_made_up():
+    law = Shifted(num_folds=2)
+    x0, names = images(np.full(3, 0.3))
+    mine = [i for i, fold in enumerate(law.folds_of(names)) if fold == 0]
+    with pytest.raises(BadInput, match="graded by fold 1: ingest more"):
+        shift_by_shared_noises(law, GridConfig(), 0, x0[mine], [names[i] for i in mine])
+
+
+def test_own_noises_are_of_one_image_and_level():
+    law = PowerLaw(0.3)
+    x0, names = images(np.full(400, 1.0))
+    found = under_own_noises(law, x0, names, np.array([1.0, 1.0]), 1, seed=0)
+    assert len(np.unique(found)) == found.size
+    again = under_own_noises(law, x0[:3], names[:3], np.array([1.0, 1.0]), 1, seed=0)
+    np.testing.assert_array_equal(again, found[:3])
 
 
 def test_a_grid_of_eight_evaluations_reads_a_power_law_between_its_levels():

@@ -8,7 +8,7 @@ import torch
 
 from ambient_omni import rng
 from ambient_omni.classifier import stored
-from ambient_omni.classifier.annotators import Curves
+from ambient_omni.classifier.annotators import Curves, Grid, shift_by_shared_noises
 from ambient_omni.classifier.calibration import Calibration
 from ambient_omni.classifier.config import (
     ClassifierConfig,
@@ -131,9 +131,35 @@ def test_bisection_knows_the_same_prior_after_loading(filled):
     np.testing.assert_array_equal(answer(filled, SEQUENTIAL).logits, first.logits)
 
 
-def test_a_grid_needs_no_preparation(filled):
-    prepare(filled, "c1", GridConfig())
-    assert (answer(filled, GridConfig(num_levels=3, num_noises=2)).evaluations == 6).all()
+def test_a_grid_learns_from_the_pool_what_its_noises_do_to_all_images(filled):
+    short = GridConfig(num_levels=3, num_noises=2)
+    with pytest.raises(BadInput, match="grid annotator of classifier c1 was not prepared"):
+        answer(filled, short)
+    prepare(filled, "c1", short)
+    found = answer(filled, short)
+    assert (found.evaluations == 6).all()
+    classifier, x0 = stored.load(filled, "c1"), to_x0(pictures(6, seed=3))
+    plain = Grid(classifier, short, CONFIG.seed).curves(x0, [str(i) for i in range(6)])
+    pool = filled.tables.read("samples", where={"ingest_batch": "pool"})["sample_id"].to_pylist()
+    shift = shift_by_shared_noises(
+        classifier, short, CONFIG.seed, to_x0(pictures(40, SEEDS["pool"])), pool
+    )
+    expected = plain.logits - shift[classifier.folds_of([str(i) for i in range(6)])]
+    np.testing.assert_allclose(found.logits, expected, atol=1e-4)
+    assert np.abs(shift).max() > 1e-3
+
+
+def test_a_classifier_of_an_older_version_is_refused_with_what_to_do(filled):
+    meta = filled.classifiers / "c1" / "classifier.json"
+    kept = json.loads(meta.read_text())
+    del kept["version"]
+    meta.write_text(json.dumps(kept))
+    (row,) = filled.tables.read("noise_classifiers").to_pylist()
+    row["weights_sha256"] = stored.weights_hash(filled, "c1", 2)
+    table = contract("noise_classifiers").table([row])
+    filled.tables.upsert("noise_classifiers", table, job="tests")
+    with pytest.raises(ClassifierRefused, match=r"older version.*train it again"):
+        stored.load(filled, "c1")
 
 
 def test_a_pool_too_small_to_check_a_head_is_named(filled):

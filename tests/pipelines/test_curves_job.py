@@ -12,6 +12,7 @@ from ambient_omni.classifier.calibration import Calibration
 from ambient_omni.classifier.config import GridConfig, annotator_id
 from ambient_omni.classifier.network import NoiseClassifierNetwork
 from ambient_omni.classifier.noise_classifier import ClassifierConfig, load
+from ambient_omni.classifier.prepared import annotator_for
 from ambient_omni.classifier.view import View
 from ambient_omni.data.packs import PackMissing, to_x0
 from ambient_omni.data.transforms import Transform
@@ -25,9 +26,11 @@ from pipelines.policies import ClassifierThreshold
 from pipelines.spark import TasksFailed
 from schemas.errors import BadInput, JobAlreadyRunning, TableMissing
 from schemas.registry import contract
+from schemas.root import write_json
 
 TRANSFORM = Transform(resolution=16)
 CONFIG = ClassifierConfig(num_levels=4, num_noises=2, network={"widths": (8,), "hidden": 8})
+SHORT = GridConfig(num_levels=2, num_noises=2)
 
 
 def store_classifier(root, classifier_id="c1"):
@@ -60,6 +63,11 @@ def store_classifier(root, classifier_id="c1"):
     }
     table = contract("noise_classifiers").table([row])
     root.tables.upsert("noise_classifiers", table, job="tests")
+    # As if there were references and a pool to measure it on.
+    for grid in (CONFIG.own_grid, SHORT):
+        shift = rng.normal((count, grid.num_levels or levels), 0, "test-curves-shift")
+        file = root.classifiers / classifier_id / f"annotator-{annotator_id(grid)}.json"
+        write_json(file, {"shift": shift.tolist()})
 
 
 @pytest.fixture
@@ -87,14 +95,13 @@ def test_every_sample_gets_the_curve_of_its_own_pixels_from_its_own_fold(packed,
     ids = [sample["sample_id"] for sample in samples]
     grader = load(packed, "c1")
     x0 = to_x0(np.stack([TRANSFORM.apply(image) for image in images(10)]))
-    expected = grader.curves(x0, ids)
+    expected = annotator_for(packed, grader, CONFIG.own_grid).curves(x0, ids)
     assert np.array([r["logits"] for r in rows]) == pytest.approx(expected.logits, abs=1e-4)
     errors = np.array([row["logit_standard_error"] for row in rows])
     assert errors == pytest.approx(expected.logit_standard_error, abs=1e-4)
     assert [row["fold"] for row in rows] == grader.folds_of(ids).tolist()
     assert {row["evaluations"] for row in rows} == {CONFIG.num_levels * CONFIG.num_noises}
-    own_grid = GridConfig(num_noises=CONFIG.num_noises)
-    assert {row["annotator_id"] for row in rows} == {annotator_id(own_grid)}
+    assert {row["annotator_id"] for row in rows} == {annotator_id(CONFIG.own_grid)}
     assert "images/s" in report.line()
 
 
@@ -167,23 +174,21 @@ def test_a_stopped_job_goes_on_with_the_parts_that_are_missing(packed, monkeypat
 
 
 def test_a_short_grid_answers_at_the_classifiers_levels(packed, images):
-    short = GridConfig(num_levels=2, num_noises=2)
-    curves(packed, "b1", "c1", annotator=short)
+    curves(packed, "b1", "c1", annotator=SHORT)
     rows = rows_of(packed)
     grader = load(packed, "c1")
     ids = packed.tables.read("samples")["sample_id"].to_pylist()
     x0 = to_x0(np.stack([TRANSFORM.apply(image) for image in images(10)]))
-    assert {row["annotator_id"] for row in rows} == {annotator_id(short)}
-    expected = Grid(grader, short, CONFIG.seed).curves(x0, ids).at(grader.sigmas)
+    assert {row["annotator_id"] for row in rows} == {annotator_id(SHORT)}
+    expected = annotator_for(packed, grader, SHORT).curves(x0, ids).at(grader.sigmas)
     assert np.array([r["logits"] for r in rows]) == pytest.approx(expected.logits, abs=1e-4)
 
 
 def test_another_annotator_replaces_the_curves_and_the_same_one_does_not(packed):
-    short = GridConfig(num_levels=2, num_noises=2)
     curves(packed, "b1", "c1")
     before = rows_of(packed)
-    assert curves(packed, "b1", "c1", annotator=short).written == 10
-    assert curves(packed, "b1", "c1", annotator=short).unchanged == 10
+    assert curves(packed, "b1", "c1", annotator=SHORT).written == 10
+    assert curves(packed, "b1", "c1", annotator=SHORT).unchanged == 10
     assert len(rows_of(packed)) == len(before)
     assert rows_of(packed) != before
 
