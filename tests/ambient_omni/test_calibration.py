@@ -1,8 +1,32 @@
 import numpy as np
 import pytest
+import torch
 
 from ambient_omni import rng
 from ambient_omni.classifier.calibration import Calibration, calibrate
+from ambient_omni.classifier.config import ClassifierConfig
+from ambient_omni.classifier.training import grade
+
+LEVEL_ONE = ClassifierConfig(
+    sigma_low=1.0, sigma_high=1.0 + 1e-9, num_levels=3, num_noises=2, seed=3
+)
+
+
+class Moved(torch.nn.Module):
+    """Answers with the first pixel, and with how large the noise of the second one is."""
+
+    def __init__(self):
+        super().__init__()
+        self.anything = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, noised, sigma):
+        return noised[:, 0, 0, 0] + 3 * noised[:, 0, 0, 1].abs()
+
+
+def images(first_pixel):
+    x0 = np.zeros((len(first_pixel), 3, 2, 2), np.float32)
+    x0[:, 0, 0, 0] = first_pixel
+    return x0
 
 
 def two_gaussians(distance: float, count: int = 4000):
@@ -61,3 +85,27 @@ def test_each_level_gets_its_own_map():
     calibration = Calibration(np.array([0.5, 1.0]), np.array([1.0, 0.0]))
     np.testing.assert_allclose(calibration.apply(np.array([[2.0, 2.0]])), [[2.0, 2.0]])
     np.testing.assert_allclose(calibration.apply(np.full((1, 2, 3), 4.0))[0, :, 0], [3.0, 4.0])
+
+
+def test_every_place_is_graded_under_noises_of_its_own_whatever_lies_there():
+    network, x0 = Moved(), images(np.zeros(40))
+    said = grade(network, x0, LEVEL_ONE)
+    assert said.shape == (40, 3, 2)
+    assert len(np.unique(said[:, 0, 0])) == 40
+    moved = grade(network, x0 + np.eye(2, dtype=np.float32)[0], LEVEL_ONE)
+    np.testing.assert_allclose(moved[:, :, 0] - said[:, :, 0], 1, atol=1e-5)
+    np.testing.assert_array_equal(grade(network, x0[30:], LEVEL_ONE, first=30), said[30:])
+    # Opposite noises: what is odd in them cancels, and 6 |z| is left.
+    assert (said.sum(axis=2) >= -1e-5).all()
+
+
+def test_a_calibration_does_not_take_the_luck_of_a_noise_for_the_networks_own_bias():
+    """Under one noise all answers are up by 3 |z|; on average by 3 sqrt(2 / pi), whatever z was."""
+    draw = rng.generator(0, "calibration-luck")
+    offsets = []
+    for seed in range(3):
+        config = LEVEL_ONE.model_copy(update={"seed": seed})
+        sides = [images(draw.standard_normal(1500) + at) for at in (0.5, -0.5)]
+        found = calibrate(*(grade(Moved(), side, config) for side in sides))
+        offsets.append(found.offset[1] / found.scale[1])
+    assert np.array(offsets) == pytest.approx(-3 * np.sqrt(2 / np.pi), abs=0.25)
