@@ -202,6 +202,8 @@ _DECIDE: Mapping[Arm, Callable[[Known], Decided]] = {
     "quality_rank": lambda known: _ranked(known, known.form.fixed_level),
     "classifier_hard": _by_curve(),
     "classifier_soft": _by_curve(soft=True),
+    # Floors 1.6 times as high as those of the default, 0.45.
+    "classifier_strict": _by_curve(tau=0.48),
     "ambient": _by_curve(),
     "above_0.3": _by_curve(tau=0.3, decay_exponent=None),
     "above_0.45": _by_curve(tau=0.45, decay_exponent=None),

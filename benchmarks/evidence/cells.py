@@ -21,6 +21,7 @@ Arm = Literal[
     "quality_rank",
     "classifier_hard",
     "classifier_soft",
+    "classifier_strict",
     "sample_size",
     "pilot",
     "ambient",
@@ -45,8 +46,8 @@ NO_DAMAGE = "none"
 FOREIGN = "foreign"
 _WITHOUT_DAMAGE: frozenset[Arm] = frozenset({"only_reference", "all_clean"})
 _BY_CURVE: frozenset[Arm] = frozenset(
-    {"classifier_hard", "classifier_soft", "sample_size", "pilot", "ambient", "above_0.3",
-     "above_0.45"}
+    {"classifier_hard", "classifier_soft", "classifier_strict", "sample_size", "pilot",
+     "ambient", "above_0.3", "above_0.45"}
 )  # fmt: skip
 
 PILOTS: tuple[Arm, ...] = ("keep_everything", "above_0.3", "above_0.45", "only_reference")

@@ -12,7 +12,9 @@ from benchmarks.evidence import plan
 from benchmarks.evidence.cells import Arm, Problem
 from benchmarks.evidence.results import Row, Study, gap_closed, interval
 
-POLICIES: tuple[Arm, ...] = ("classifier_hard", "classifier_soft", "pilot", "windows")
+POLICIES: tuple[Arm, ...] = (
+    "classifier_hard", "classifier_soft", "classifier_strict", "pilot", "windows",
+)  # fmt: skip
 """Among which validation loss chooses; windows are of the foreign images alone."""
 
 BASELINES: tuple[Arm, ...] = ("only_reference", "keep_everything")

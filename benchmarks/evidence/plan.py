@@ -14,7 +14,8 @@ from benchmarks.evidence.training import TrainingSettings
 Group = Literal["headline", "severities", "arms", "damages", "shares", "openmoji", "foreign"]
 
 HEADLINE_ARMS: tuple[Arm, ...] = (
-    "only_reference", "all_clean", "keep_everything", "classifier_hard", "classifier_soft", "pilot",
+    "only_reference", "all_clean", "keep_everything", "classifier_hard", "classifier_soft",
+    "classifier_strict", "pilot",
 )  # fmt: skip
 HEADLINE: dict[str, float] = {"gaussian_blur": 1.0, "jpeg": 75.0, "motion_blur": 4.0}
 """Damage at middle severity."""

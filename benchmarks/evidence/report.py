@@ -335,8 +335,8 @@ def _plots(study: Study, folder: Path, store: Store) -> Iterator[str]:
     if not groups:
         return
     arms: tuple[Arm, ...] = (
-        "only_reference", "keep_everything", "classifier_hard", "classifier_soft", "pilot",
-        "all_clean",
+        "only_reference", "keep_everything", "classifier_hard", "classifier_soft",
+        "classifier_strict", "pilot", "all_clean",
     )  # fmt: skip
     panels: dict[str, Mapping[Arm, Sequence[float]]] = {
         title(group.problem): {
