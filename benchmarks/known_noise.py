@@ -119,12 +119,9 @@ def crossings_of_carried_noise() -> dict[float, NDArray[np.float64]]:
         network = _trained(f"carried-{strength}", _UP_TO, sides)
         classifier = NoiseClassifier(_UP_TO, "tiles", [Fold(network, plain)], "carried")
         x0 = _carrying(tiles, np.full(len(tiles), strength), "held-out")
-        asked, config, names = (
-            NoisedUpTo(classifier, strength),
-            GridConfig(num_noises=2),
-            tiles.names(),
-        )
-        shift = shift_by_shared_noises(asked, config, 0, x0, names)
+        asked, names = NoisedUpTo(classifier, strength), tiles.names()
+        config = GridConfig(num_noises=2)
+        shift = shift_by_shared_noises(asked, config, 0, names, x0.__getitem__)
         curves = Grid(asked, config, 0, shift).curves(x0, names)
         found[strength] = find_crossings(
             curves.logits, curves.sigmas, TAU, smoothing_octaves=0.0

@@ -111,7 +111,8 @@ def _calibration(bench: Bench, network: NoiseClassifierNetwork) -> Calibration:
 def grid(bench: Bench, config: GridConfig) -> Grid:
     """Return a grid that knows by how much its noises move all answers."""
     asked, pool = classifier(bench), some(bench.pool(graded=True).tiles, 400)
-    shift = shift_by_shared_noises(asked, config, bench.seed, to_x0(pool.pixels), pool.names())
+    x0 = to_x0(pool.pixels)
+    shift = shift_by_shared_noises(asked, config, bench.seed, pool.names(), x0.__getitem__)
     return Grid(asked, config, bench.seed, shift)
 
 

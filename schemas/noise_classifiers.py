@@ -16,7 +16,8 @@ CONTRACT = Contract(
         Column(
             "classifier_id",
             pa.string(),
-            "hash of the images, pixels and settings it was made from; not of the code",
+            "hash of the images, pixels and settings it was made from, and of the version of how "
+            "classifiers are made; not of the rest of the code",
         ),
         Column(
             "question",

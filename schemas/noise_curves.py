@@ -24,7 +24,8 @@ CONTRACT = Contract(
         Column(
             "logits",
             pa.list_(pa.float32()),
-            "mean over noisings of logit P(trusted), one a level of the classifier",
+            "mean over noisings of logit P(trusted), one a level of the classifier; less what "
+            "noises that images share do to all of them alike",
         ),
         Column(
             "logit_standard_error",

@@ -9,7 +9,7 @@ Legend: N images, B batch, L levels, Q questions, C channels, H height, W width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,11 +35,17 @@ Floats = NDArray[np.float64]
 Images = NDArray[np.float32]
 Noises = Images | Sequence[Images]
 """Each (C, H, W) if images share it, (B, C, H, W) if every image has its own."""
+Take = Callable[[NDArray[np.int64]], Images]
+"""Gives the images at some positions, in [-1, 1]."""
 
 # Where |logit| is far above it, `bent` is logarithmic; below it, linear.
 _BEND = 0.1
 
 _LEAST_OWN_PAIRS = 2
+_MANY_ANSWERS = (
+    256  # pairs of own noises a fold: their mean is known to a few hundredths of a logit
+)
+_IMAGES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -184,13 +190,13 @@ class Grid:
     """
 
     def __init__(
-        self, classifier: Oracle, config: GridConfig, seed: int, shift_FL: Floats | None = None
+        self, classifier: Oracle, config: GridConfig, seed: int, shift_FLK: Floats | None = None
     ) -> None:
-        """`shift_FL`: of these very settings and this seed; None takes nothing off."""
+        """`shift_FLK`: of these very settings and this seed; None takes nothing off."""
         self._classifier, self._config, self._seed = classifier, config, seed
-        self._shift_FL = shift_FL
+        self._shift_FLK = shift_FLK
         calibrated = classifier.sigmas
-        self._sigmas = (
+        self.sigmas = (
             calibrated
             if config.num_levels is None
             else np.geomspace(calibrated[0], calibrated[-1], config.num_levels)
@@ -198,86 +204,92 @@ class Grid:
 
     def curves(self, x0_BCHW: Images, sample_ids: Sequence[str]) -> Curves:
         """Return curves at the grid's levels."""
-        num_levels, num_noises = len(self._sigmas), self._config.num_noises
+        said_BLK = self.answers(x0_BCHW, sample_ids)
+        if self._shift_FLK is not None:
+            said_BLK -= self._shift_FLK[self._classifier.folds_of(sample_ids)]
+        return Curves(
+            self.sigmas,
+            said_BLK.mean(axis=2).astype(np.float32),
+            _error_of_pairs(said_BLK).astype(np.float32),
+            np.full(len(x0_BCHW), np.prod(said_BLK.shape[1:]), np.int32),
+        )
+
+    def answers(self, x0_BCHW: Images, sample_ids: Sequence[str]) -> Floats:
+        """Return (B, L, K) logits as they are, nothing taken off."""
+        num_levels, num_noises = len(self.sigmas), self._config.num_noises
         noises = [
             antithetic_noises(num_noises, x0_BCHW.shape[1:], self._seed, level)
             for level in range(num_levels)
         ]
         sigmas_BQ = np.broadcast_to(
-            np.repeat(self._sigmas, num_noises), (len(x0_BCHW), num_levels * num_noises)
+            np.repeat(self.sigmas, num_noises), (len(x0_BCHW), num_levels * num_noises)
         )
         said_BQ = self._classifier.ask(x0_BCHW, sample_ids, sigmas_BQ, np.concatenate(noises))
-        said_BLK = said_BQ.reshape(len(x0_BCHW), num_levels, num_noises)
-        logits = said_BLK.mean(axis=2)
-        if self._shift_FL is not None:
-            logits -= self._shift_FL[self._classifier.folds_of(sample_ids)]
-        return Curves(
-            self._sigmas,
-            logits.astype(np.float32),
-            _error_of_pairs(said_BLK).astype(np.float32),
-            np.full(len(x0_BCHW), num_levels * num_noises, np.int32),
-        )
+        return said_BQ.reshape(len(x0_BCHW), num_levels, num_noises)
 
 
 def shift_by_shared_noises(
-    classifier: Oracle,
-    config: GridConfig,
-    seed: int,
-    x0_BCHW: Images,
-    sample_ids: Sequence[str],
+    classifier: Oracle, config: GridConfig, seed: int, sample_ids: Sequence[str], take: Take
 ) -> Floats:
-    """Return by how much a grid's noises raise the answers about all images, (F, L) logits.
+    """Return by how much each noise of a grid raises the answers about all images, (F, L, K).
 
     A few noises that all images share move all curves up or down, level by level, and the levels
     read off them with them, by up to half an octave. The shift is measured on images of the pool:
-    their mean answer under the grid's noises, less that under noises of their own. It differs
+    their mean answer under a noise of the grid, less that under noises of their own. It differs
     between fold and fold, and between pool and trusted images, so the latter are no help.
 
     Args:
         classifier: that answers.
         config: of the grid.
         seed: of the grid.
-        x0_BCHW: images of the pool in [-1, 1]; a few hundred a fold are plenty.
-        sample_ids: their names.
+        sample_ids: images of the pool; a few hundred a fold are plenty.
+        take: gives some of them.
 
-    Raises:
-        BadInput: none of the images is one that some fold may grade.
+    Returns:
+        Logits; NaN for a fold that may grade none of the images.
     """
-    shared = Grid(classifier, config, seed).curves(x0_BCHW, sample_ids)
-    num_pairs = max(_LEAST_OWN_PAIRS, config.num_noises // 2)
-    own = under_own_noises(classifier, x0_BCHW, sample_ids, shared.sigmas, num_pairs, seed)
-    folds, differences = classifier.folds_of(sample_ids), shared.logits - own
-    missing = sorted(set(range(classifier.num_folds)) - set(folds.tolist()))
-    if missing:
-        raise BadInput(
-            f"no image of the pool may be graded by fold {missing[0]}: ingest more images"
-        )
-    return np.stack(
-        [differences[folds == fold].mean(axis=0) for fold in range(classifier.num_folds)]
-    )
+    grid, folds = Grid(classifier, config, seed), classifier.folds_of(sample_ids)
+    counts = np.bincount(folds, minlength=classifier.num_folds)
+    fewest = counts[counts > 0].min(initial=_MANY_ANSWERS)
+    num_pairs = max(_LEAST_OWN_PAIRS, -(-_MANY_ANSWERS // int(fewest)))
+    own_BL = under_own_noises(classifier, sample_ids, take, grid.sigmas, num_pairs, seed)
+    sums = np.zeros((classifier.num_folds, len(grid.sigmas), config.num_noises))
+    for part in _parts(len(sample_ids)):
+        said_BLK = grid.answers(take(part), [sample_ids[i] for i in part])
+        np.add.at(sums, folds[part], said_BLK - own_BL[part, :, None])
+    with np.errstate(invalid="ignore"):
+        shift: Floats = sums / counts[:, None, None]
+    return shift
 
 
 def under_own_noises(
     classifier: Oracle,
-    x0_BCHW: Images,
     sample_ids: Sequence[str],
+    take: Take,
     sigmas_L: Floats,
     num_pairs: int,
     seed: int,
 ) -> Floats:
-    """Return (B, L) mean logits over pairs of opposite noises that no other image or level has.
+    """Return (N, L) mean logits over pairs of opposite noises that no other image or level has.
 
     One image's answer is noisier than a grid's; the mean of many is right, whatever they are.
     """
-    count, shape = x0_BCHW.shape[0], x0_BCHW.shape[1:]
-    out = np.zeros((count, len(sigmas_L)))
-    for level, sigma in enumerate(sigmas_L):
-        sigmas_BQ = np.full((count, 2), sigma)
-        for pair in range(num_pairs):
-            half = rng.normal_rows(range(count), shape, seed, "classifier-own", level, pair)
-            said_BQ = classifier.ask(x0_BCHW, sample_ids, sigmas_BQ, [half, -half])
-            out[:, level] += said_BQ.mean(axis=1) / num_pairs
+    out = np.zeros((len(sample_ids), len(sigmas_L)))
+    for part in _parts(len(sample_ids)):
+        x0_BCHW, names = take(part), [sample_ids[i] for i in part]
+        shape = x0_BCHW.shape[1:]
+        for level, sigma in enumerate(sigmas_L):
+            sigmas_BQ = np.full((len(part), 2), sigma)
+            for pair in range(num_pairs):
+                half = rng.normal_rows(part, shape, seed, "classifier-own", level, pair)
+                said_BQ = classifier.ask(x0_BCHW, names, sigmas_BQ, [half, -half])
+                out[part, level] += said_BQ.mean(axis=1) / num_pairs
     return out
+
+
+def _parts(count: int) -> list[NDArray[np.int64]]:
+    """Return positions in parts that fit into memory with two noises of each image's own."""
+    return np.array_split(np.arange(count), -(-count // _IMAGES_AT_ONCE)) if count else []
 
 
 def _error_of_pairs(said_BLK: Floats) -> Floats:

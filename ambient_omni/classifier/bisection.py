@@ -72,7 +72,8 @@ class Bisection:
         count = self._config.num_pilot_images
         images = x0_NCHW[:count], list(sample_ids[:count])
         grid = GridConfig(num_noises=2)
-        shift = shift_by_shared_noises(self._classifier, grid, self._seed, *images)
+        x0, names = images
+        shift = shift_by_shared_noises(self._classifier, grid, self._seed, names, x0.__getitem__)
         pilot = Grid(self._classifier, grid, self._seed, shift).curves(*images)
         self._prior = _learn(pilot, self._config.tau, self._t)
         return self._prior

@@ -219,7 +219,9 @@ class ClassifierConfig(Frozen):
         default=4, ge=2, multiple_of=2, description="Noisings per image and level, in ± pairs."
     )
     max_graded_images: int = Field(
-        default=256, ge=8, description="Pool images a fold is calibrated and measured on."
+        default=256,
+        ge=8,
+        description="Pool images a fold is calibrated, and it and its grids are measured on.",
     )
     control: ControlConfig = ControlConfig()
     seed: int = 0

@@ -42,7 +42,7 @@ from schemas.errors import BadInput
 from schemas.ids import hash_fraction
 from schemas.root import Root
 
-_IMAGES_AT_ONCE = 256
+_IMAGES_AT_ONCE = 64
 
 
 class Maker:

@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from ambient_omni.classifier.config import (
-    ClassifierConfig,
-    Question,
-    TrainClassifierJob,
-)
+from ambient_omni.classifier.config import ClassifierConfig, Question, TrainClassifierJob
 from ambient_omni.classifier.data import ClassifierData, fold_of
 from ambient_omni.classifier.grader import NoiseClassifier
 from ambient_omni.classifier.making import Maker, require_size
@@ -92,32 +88,31 @@ def train_classifier(
     view = View.of(transform, latents)
     require_size(config, view.space)
     classifier_id = data.classifier_id(config, view.space, question)
-    if is_stored(root, classifier_id):
-        return classifier_id
-    with root.lock("train_classifier", classifier_id):
-        folder = root.classifiers / classifier_id
-        maker = Maker(root, config, view, data, folder, question)
-        folds = [maker.fold(number) for number in range(config.num_folds)]
-        measured = maker.measure(folds)
-        calibrations = [fold.calibration for fold in folds]
-        store(root, classifier_id, config, view, calibrations, data.twins)
-        row = {
-            "classifier_id": classifier_id,
-            "question": question,
-            "reference_set": reference_set,
-            "pool_batches": list(pool_batches),
-            "noise_space": view.space.noise_space,
-            "num_folds": config.num_folds,
-            "sigmas": config.sigmas.tolist(),
-            **measured,
-            "config": json.dumps(config.model_dump(mode="json")),
-            "weights_sha256": weights_hash(root, classifier_id, config.num_folds),
-            "status": "candidate",
-            "code_version": code_version(),
-        }
-        missing = dict.fromkeys(("good_share", "good_share_low", "good_share_high"))
-        table = contract("noise_classifiers").table([missing | row])
-        root.tables.upsert("noise_classifiers", table, job="train_classifier")
+    if not is_stored(root, classifier_id):
+        with root.lock("train_classifier", classifier_id):
+            folder = root.classifiers / classifier_id
+            maker = Maker(root, config, view, data, folder, question)
+            folds = [maker.fold(number) for number in range(config.num_folds)]
+            measured = maker.measure(folds)
+            calibrations = [fold.calibration for fold in folds]
+            store(root, classifier_id, config, view, calibrations, data.twins)
+            row = {
+                "classifier_id": classifier_id,
+                "question": question,
+                "reference_set": reference_set,
+                "pool_batches": list(pool_batches),
+                "noise_space": view.space.noise_space,
+                "num_folds": config.num_folds,
+                "sigmas": config.sigmas.tolist(),
+                **measured,
+                "config": json.dumps(config.model_dump(mode="json")),
+                "weights_sha256": weights_hash(root, classifier_id, config.num_folds),
+                "status": "candidate",
+                "code_version": code_version(),
+            }
+            missing = dict.fromkeys(("good_share", "good_share_low", "good_share_high"))
+            table = contract("noise_classifiers").table([missing | row])
+            root.tables.upsert("noise_classifiers", table, job="train_classifier")
     # While the packs of its pool are there for certain.
     prepare(root, classifier_id, config.own_grid)
     return classifier_id

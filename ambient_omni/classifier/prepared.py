@@ -43,7 +43,7 @@ from ambient_omni.classifier.head import (
 )
 from ambient_omni.classifier.stored import load, space_of
 from ambient_omni.data.packs import to_x0
-from schemas.errors import BadInput
+from schemas.errors import BadInput, ClassifierRefused
 from schemas.ids import hash_fraction
 from schemas.root import Root, write_json
 
@@ -64,11 +64,12 @@ def prepare(
 
     Raises:
         BadInput: there is no such classifier, or a fold has too few images to learn from.
+        NotEnoughReferences: its reference set has shrunk since.
         PackMissing: a batch of its pool has no current pack.
         ClassifierRefused: the head disagrees with the exhaustive search.
         JobAlreadyRunning: another process prepares the same classifier.
     """
-    if not isinstance(config, _PREPARED):
+    if not isinstance(config, _PREPARED) or _file(root, classifier_id, config).exists():
         return
     with root.lock("prepare_annotator", classifier_id):
         if _file(root, classifier_id, config).exists():
@@ -88,6 +89,7 @@ def annotator_for(root: Root, classifier: NoiseClassifier, config: AnnotatorConf
 
     Raises:
         BadInput: it was not prepared.
+        ClassifierRefused: what was prepared is not of this classifier.
     """
     seed = classifier.config.seed
     if not isinstance(config, _PREPARED):
@@ -98,9 +100,9 @@ def annotator_for(root: Root, classifier: NoiseClassifier, config: AnnotatorConf
             f"the {config.kind} annotator of classifier {classifier.classifier_id} was not "
             "prepared: call classifier.prepared.prepare first"
         )
-    kept = json.loads(file.read_text())
     if isinstance(config, GridConfig):
-        return Grid(classifier, config, seed, np.array(kept["shift"]))
+        return _loaded_grid(classifier, config, file)
+    kept = json.loads(file.read_text())
     if isinstance(config, SequentialConfig):
         known = kept["prior"]
         prior = Prior(
@@ -125,13 +127,29 @@ def _prepare_grid(
     root: Root, classifier: NoiseClassifier, pool: PackedImages, config: GridConfig
 ) -> None:
     folds, asked = classifier.folds_of(pool.sample_ids), classifier.config
-    names: set[str] = set()
-    for number in range(classifier.num_folds):
-        mine = pool.subset(np.flatnonzero(folds == number))
-        names |= set(mine.first_by_content(asked.max_graded_images).sample_ids)
-    some = pool.subset(np.flatnonzero([name in names for name in pool.sample_ids]))
-    shift = shift_by_shared_noises(classifier, config, asked.seed, _x0(some), some.sample_ids)
+    of_folds = [np.flatnonzero(folds == number) for number in range(classifier.num_folds)]
+    some = [pool.subset(mine).first_by_content(asked.max_graded_images) for mine in of_folds]
+    missing = [number for number, images in enumerate(some) if not len(images)]
+    if missing:
+        raise BadInput(
+            f"fold {missing[0]} of classifier {classifier.classifier_id} may grade no image of its "
+            "pool any more, so nothing can be measured there: train it again on the present pool"
+        )
+    names = {name for images in some for name in images.sample_ids}
+    chosen = pool.subset(np.flatnonzero([name in names for name in pool.sample_ids]))
+    shift = shift_by_shared_noises(
+        classifier, config, asked.seed, chosen.sample_ids, lambda part: to_x0(chosen.take(part))
+    )
     write_json(_file(root, classifier.classifier_id, config), {"shift": shift.tolist()})
+
+
+def _loaded_grid(classifier: NoiseClassifier, config: GridConfig, file: Path) -> Grid:
+    plain = Grid(classifier, config, classifier.config.seed)
+    shift = np.array(json.loads(file.read_text())["shift"])
+    wanted = (classifier.num_folds, len(plain.sigmas), config.num_noises)
+    if shift.shape != wanted or not np.isfinite(shift).all():
+        raise ClassifierRefused(f"{file} is not what was measured of this grid: remove it")
+    return Grid(classifier, config, classifier.config.seed, shift)
 
 
 def _prepare_bisection(

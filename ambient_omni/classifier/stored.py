@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file, save_file
@@ -31,8 +32,8 @@ def load(root: Root, classifier_id: str) -> NoiseClassifier:
 
     Raises:
         BadInput: there is none of that id.
-        ClassifierRefused: its files are not those that its row speaks of, or an older version made
-            it.
+        ClassifierRefused: its files are not those that its row speaks of, or another version
+            made it.
     """
     rows = root.tables.read("noise_classifiers", where={"classifier_id": classifier_id}).to_pylist()
     if not rows:
@@ -44,11 +45,7 @@ def load(root: Root, classifier_id: str) -> NoiseClassifier:
             "remove the folder and train it again"
         )
     meta = json.loads((folder / _META).read_text())
-    if meta.get("version") != VERSION:
-        raise ClassifierRefused(
-            f"noise classifier {classifier_id} was made by an older version, whose levels are off "
-            "by up to half an octave: train it again (the new one has a new id), and annotate anew"
-        )
+    require_current(root, classifier_id)
     config = ClassifierConfig.model_validate(meta["config"])
     folds = []
     for number, arrays in enumerate(meta["calibrations"]):
@@ -58,16 +55,52 @@ def load(root: Root, classifier_id: str) -> NoiseClassifier:
     return NoiseClassifier(config, rows[0]["noise_space"], folds, classifier_id, meta["twins"])
 
 
+def is_current(root: Root, classifier_id: str) -> bool:
+    """Say whether a classifier is there and this version of the code made it, and so may ask it."""
+    file = root.classifiers / classifier_id / _META
+    return file.exists() and _meta(root, classifier_id).get("version") == VERSION
+
+
+def require_current(root: Root, classifier_id: str) -> None:
+    """Refuse a classifier of another version.
+
+    Raises:
+        BadInput: there is none of that id.
+        ClassifierRefused: another version made it.
+    """
+    if _meta(root, classifier_id).get("version") != VERSION:
+        raise ClassifierRefused(
+            f"noise classifier {classifier_id} was made by another version of how classifiers are "
+            "calibrated (before version 2, levels are off by up to half an octave): train a new "
+            "one (train-classifier, or ambient-omni candidate), promote it where one is promoted, "
+            "and annotate anew"
+        )
+
+
+def config_of(root: Root, classifier_id: str) -> ClassifierConfig:
+    """Return the settings of a classifier.
+
+    Raises:
+        BadInput: there is none of that id.
+    """
+    return ClassifierConfig.model_validate(_meta(root, classifier_id)["config"])
+
+
+def _meta(root: Root, classifier_id: str) -> dict[str, Any]:
+    file = root.classifiers / classifier_id / _META
+    if not file.exists():
+        raise BadInput(f"there is no noise classifier {classifier_id!r}; train it first")
+    meta: dict[str, Any] = json.loads(file.read_text())
+    return meta
+
+
 def space_of(root: Root, classifier_id: str) -> View:
     """Return what a classifier grades: the pixels of a transform, or the latents of a VAE.
 
     Raises:
         BadInput: there is no classifier of that id.
     """
-    file = root.classifiers / classifier_id / _META
-    if not file.exists():
-        raise BadInput(f"there is no noise classifier {classifier_id!r}; train it first")
-    meta = json.loads(file.read_text())
+    meta = _meta(root, classifier_id)
     # Classifiers from before latents have neither.
     space, latents = meta.get("latent_space"), meta.get("latents")
     return View(
@@ -145,7 +178,10 @@ def is_stored(root: Root, classifier_id: str) -> bool:
 
 
 def weights_hash(root: Root, classifier_id: str, num_folds: int) -> str:
-    """Return the SHA-256 over all files that a classifier's answers depend on."""
+    """Return the SHA-256 over all files that a classifier's answers depend on.
+
+    What annotators need beside it can be measured anew, and is not among them.
+    """
     digest = hashlib.sha256()
     for number in range(num_folds):
         digest.update((root.classifiers / classifier_id / fold_file(number)).read_bytes())

@@ -129,6 +129,13 @@ def _by_curve(**settings: Any) -> Callable[[Known], Decided]:
     return decide
 
 
+def _one_level(known: Known) -> Decided:
+    """Give every image the level that nine tenths of the pool have by the classifier."""
+    found = decide_by_curve(ClassifierThreshold(**_COMMON), *_curves(known)).sigma_min
+    level = float(np.quantile(np.where(np.isnan(found), np.inf, found), 0.9, method="inverted_cdf"))
+    return _everywhere(level)(known)
+
+
 def _by_pilot(known: Known) -> Decided:
     config = PilotConfig(classifier_id="evidence", batches=("pool",))
     measured = [known.pilots[arm] for arm in PILOTS]
@@ -202,8 +209,9 @@ _DECIDE: Mapping[Arm, Callable[[Known], Decided]] = {
     "quality_rank": lambda known: _ranked(known, known.form.fixed_level),
     "classifier_hard": _by_curve(),
     "classifier_soft": _by_curve(soft=True),
-    # Floors 1.6 times as high as those of the default, 0.45.
+    # Its floors are 1.6 times as high as those of the default, 0.45.
     "classifier_strict": _by_curve(tau=0.48),
+    "one_level": _one_level,
     "ambient": _by_curve(),
     "above_0.3": _by_curve(tau=0.3, decay_exponent=None),
     "above_0.45": _by_curve(tau=0.45, decay_exponent=None),

@@ -22,6 +22,7 @@ Arm = Literal[
     "classifier_hard",
     "classifier_soft",
     "classifier_strict",
+    "one_level",
     "sample_size",
     "pilot",
     "ambient",
@@ -35,7 +36,7 @@ Arm = Literal[
 
 Stage = Literal["curves", "windows", "train", "measure"]
 
-VERSIONS: dict[Stage, int] = {"curves": 2, "windows": 1, "train": 1, "measure": 2}
+VERSIONS: dict[Stage, int] = {"curves": 3, "windows": 1, "train": 1, "measure": 2}
 """Raise one whenever its stage computes something else: its results, and all that rest on them,
 are computed anew."""
 
@@ -46,7 +47,7 @@ NO_DAMAGE = "none"
 FOREIGN = "foreign"
 _WITHOUT_DAMAGE: frozenset[Arm] = frozenset({"only_reference", "all_clean"})
 _BY_CURVE: frozenset[Arm] = frozenset(
-    {"classifier_hard", "classifier_soft", "classifier_strict", "sample_size", "pilot",
+    {"classifier_hard", "classifier_soft", "classifier_strict", "one_level", "sample_size", "pilot",
      "ambient", "above_0.3", "above_0.45"}
 )  # fmt: skip
 

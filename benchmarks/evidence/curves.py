@@ -55,9 +55,9 @@ def curves(
     folds = [Fold(network, calibration) for network, calibration, *_ in made]
     twins = dict(zip(scene.pool.names, scene.pool.origins, strict=True))
     classifier = NoiseClassifier(config, NOISE_SPACE, folds, "evidence", twins)
-    pool, grid = (to_x0(scene.pool.pixels), scene.pool.names), config.own_grid
-    shift = shift_by_shared_noises(classifier, grid, config.seed, *pool)
-    said = Grid(classifier, grid, config.seed, shift).curves(*pool)
+    x0, names, grid = to_x0(scene.pool.pixels), scene.pool.names, config.own_grid
+    shift = shift_by_shared_noises(classifier, grid, config.seed, names, x0.__getitem__)
+    said = Grid(classifier, grid, config.seed, shift).curves(x0, names)
     facts = {
         "tv": separation(validation, unseen).tv_lower_bound.tolist(),
         "refused": _refusal(scene, config, [network for network, *_ in made]),

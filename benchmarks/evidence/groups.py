@@ -13,7 +13,7 @@ from benchmarks.evidence.cells import Arm, Problem
 from benchmarks.evidence.results import Row, Study, gap_closed, interval
 
 POLICIES: tuple[Arm, ...] = (
-    "classifier_hard", "classifier_soft", "classifier_strict", "pilot", "windows",
+    "classifier_hard", "classifier_soft", "classifier_strict", "one_level", "pilot", "windows",
 )  # fmt: skip
 """Among which validation loss chooses; windows are of the foreign images alone."""
 

@@ -15,13 +15,14 @@ Group = Literal["headline", "severities", "arms", "damages", "shares", "openmoji
 
 HEADLINE_ARMS: tuple[Arm, ...] = (
     "only_reference", "all_clean", "keep_everything", "classifier_hard", "classifier_soft",
-    "classifier_strict", "pilot",
+    "one_level", "pilot",
 )  # fmt: skip
 HEADLINE: dict[str, float] = {"gaussian_blur": 1.0, "jpeg": 75.0, "motion_blur": 4.0}
 """Damage at middle severity."""
 
 ALL_ARMS: tuple[Arm, ...] = (
-    *HEADLINE_ARMS, "ambient", "sample_size", "fixed_level", "best_half", "quality_rank",
+    *HEADLINE_ARMS, "classifier_strict", "ambient", "sample_size", "fixed_level", "best_half",
+    "quality_rank",
 )  # fmt: skip
 FOREIGN_ARMS: tuple[Arm, ...] = (
     "only_reference", "all_clean", "keep_everything", "classifier_hard", "windows",

@@ -19,7 +19,7 @@ COLOURS: Mapping[str, str] = {
     "keep_everything": "#c0392b",
     "classifier_hard": "#2471a3",
     "classifier_soft": "#17a2b8",
-    "classifier_strict": "#0b5c8a",
+    "one_level": "#8e44ad",
     "pilot": "#1e8449",
     "all_clean": "#000000",
 }

@@ -336,7 +336,7 @@ def _plots(study: Study, folder: Path, store: Store) -> Iterator[str]:
         return
     arms: tuple[Arm, ...] = (
         "only_reference", "keep_everything", "classifier_hard", "classifier_soft",
-        "classifier_strict", "pilot", "all_clean",
+        "one_level", "pilot", "all_clean",
     )  # fmt: skip
     panels: dict[str, Mapping[Arm, Sequence[float]]] = {
         title(group.problem): {

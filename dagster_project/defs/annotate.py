@@ -26,6 +26,7 @@ from dagster_project.steps import WINDOWS
 )
 def noise_classifier(project: Project) -> Result:
     """Train the classifier of the recipe, unless one is promoted: that one stands."""
+    from ambient_omni.classifier.stored import require_current
     from dagster_project.operations.classifiers import promoted_id, train_candidate
     from dagster_project.pictures import classifier_picture
     from pipelines.measures import classifier_row
@@ -35,6 +36,7 @@ def noise_classifier(project: Project) -> Result:
     if promoted is None:
         classifier_id, seconds = timed(train_candidate, root, request)
     else:
+        require_current(root, promoted)
         classifier_id = promoted
     row = classifier_row(root, classifier_id)
     stands = "promoted classifier" if promoted else f"{row['num_folds']} folds, classifier"

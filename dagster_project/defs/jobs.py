@@ -133,11 +133,11 @@ def train_candidate_classifier(
     space = recipe.noise_space
     with refusals():
         candidate = classifiers.train_candidate(root, request)
-        promoted = classifiers.promoted_id(root, space)
+        promoted, rival = classifiers.promoted_id(root, space), classifiers.rival_id(root, space)
         found: dict[str, Any] = {"candidate": candidate, "promoted": promoted or "none"}
-        beats = promoted is None
-        if promoted is not None and promoted != candidate:
-            result = classifiers.compare(root, request, candidate, promoted, life.max_images)
+        beats = rival is None
+        if rival is not None and rival != candidate:
+            result = classifiers.compare(root, request, candidate, rival, life.max_images)
             beats = result.beats(life.min_gain)
             found |= {"gain": result.gain, "standard_error": result.standard_error}
         found["beats"] = beats
@@ -176,7 +176,7 @@ def promote_now(project: Project, classifier_id: str, *, force: bool) -> dict[st
     root, request = project.root, project.request
     life, space = request.operations.classifier, request.full_recipe.noise_space
     chosen = classifier_id or classifiers.newest_candidate(root, space)
-    before = classifiers.promoted_id(root, space)
+    before = classifiers.rival_id(root, space)
     result = None
     if before not in (None, chosen) and not force:
         result = classifiers.compare(root, request, chosen, str(before), life.max_images)

@@ -50,6 +50,17 @@ def promoted_id(root: Root, noise_space: str) -> str | None:
     return rows[0] if rows else None
 
 
+def rival_id(root: Root, noise_space: str) -> str | None:
+    """Return the promoted classifier that a candidate has to beat.
+
+    One of another version can grade nothing any more: there is nothing to hold against it.
+    """
+    from ambient_omni.classifier.stored import is_current
+
+    promoted = promoted_id(root, noise_space)
+    return promoted if promoted and is_current(root, promoted) else None
+
+
 def train_candidate(root: Root, request: Request) -> str:
     """Train a classifier on the present pool and reference; return its id.
 
@@ -113,12 +124,15 @@ def promote(
         BadInput: there is no such classifier, or it is of another noise space.
         ClassifierRefused: its control failed, or it does not beat the promoted one.
     """
+    from ambient_omni.classifier.stored import require_current
+
     row = _row(root, classifier_id)
     if row["noise_space"] != noise_space:
         raise BadInput(
             f"classifier {classifier_id} grades in {row['noise_space']}, the recipe works in "
             f"{noise_space}; train one with this recipe"
         )
+    require_current(root, classifier_id)
     if not control_passed(row):
         raise ClassifierRefused(f"classifier {classifier_id} did not find planted damage")
     if comparison is not None and not comparison.beats(life.min_gain):
@@ -136,13 +150,16 @@ def promote(
 
 
 def newest_candidate(root: Root, noise_space: str) -> str:
-    """Return the candidate that saw the most batches, the last one of several.
+    """Return the candidate that saw the most batches.
 
     Raises:
         BadInput: there is none.
     """
+    from ambient_omni.classifier.stored import is_current
+
     where = {"status": "candidate", "noise_space": noise_space, "question": QUESTION}
     rows = root.tables.read(TABLE, ["classifier_id", "pool_batches"], where).to_pylist()
+    rows = [row for row in rows if is_current(root, row["classifier_id"])]
     if not rows:
         raise BadInput("there is no candidate; train one with `ambient-omni candidate`")
     return str(max(rows, key=lambda row: len(row["pool_batches"]))["classifier_id"])
@@ -168,9 +185,14 @@ def _right(classifier: "NoiseClassifier", images: Any, *, trusted: bool) -> np.n
     from ambient_omni.classifier.annotators import under_own_noises
     from ambient_omni.data.packs import to_x0
 
-    x0, config = to_x0(images.all()), classifier.config
+    config = classifier.config
     logits = under_own_noises(
-        classifier, x0, images.sample_ids, config.sigmas, config.num_noises // 2, config.seed
+        classifier,
+        images.sample_ids,
+        lambda some: to_x0(images.take(some)),
+        config.sigmas,
+        config.num_noises // 2,
+        config.seed,
     )
     right = logits > 0 if trusted else logits <= 0
     share: np.ndarray = right.mean(axis=1)

@@ -19,6 +19,7 @@ from ambient_omni.classifier.annotators import Annotator, Curves
 from ambient_omni.classifier.config import AnnotatorConfig, annotator_id
 from ambient_omni.classifier.noise_classifier import NoiseClassifier, load, space_of
 from ambient_omni.classifier.prepared import annotator_for, prepare
+from ambient_omni.classifier.stored import config_of, require_current
 from ambient_omni.data.pack_writer import PackWriter
 from ambient_omni.data.packs import Pack, PackMissing, PackSet, to_x0
 from pipelines.batches import BatchFacts, ImageTask, image_tasks, open_batch, read_ids
@@ -58,6 +59,7 @@ def curves(
     Raises:
         TableMissing: the batch was never ingested.
         BadInput: there is no such classifier.
+        ClassifierRefused: another version made it.
         PackMissing: the batch has no current pack of the classifier's pixels or latents.
         JobAlreadyRunning: another process does this job on this batch.
         TasksFailed: a task failed on every try; nothing became visible.
@@ -100,7 +102,8 @@ def _run(
             f"batch {facts.batch!r} has no current pack for {space.noise_space}; "
             + space.how_to_build(facts.batch)
         )
-    prepare(root, classifier_id, annotator or load(root, classifier_id).config.own_grid)
+    require_current(root, classifier_id)
+    prepare(root, classifier_id, annotator or config_of(root, classifier_id).own_grid)
     tasks = image_tasks(root, facts)
     folder = root.classifiers / classifier_id / f"parts-{facts.batch}"
     parts = folder / fingerprint_of(target.inputs)

@@ -172,6 +172,17 @@ def test_training_twice_changes_nothing_and_trains_nothing(trained, monkeypatch)
     assert filled.tables.version("noise_classifiers") == before
 
 
+def test_what_its_grid_needs_is_made_again_where_it_was_lost(trained):
+    filled, name = trained
+    (file,) = filled.classifiers.glob(f"{name}/annotator-grid-*.json")
+    before = file.read_text()
+    file.unlink()
+    assert train(filled) == name
+    assert json.loads(file.read_text())["shift"] == pytest.approx(
+        np.array(json.loads(before)["shift"]), abs=1e-4
+    )
+
+
 def test_a_stopped_training_goes_on_with_the_fold_that_is_missing(
     filled, monkeypatch, hardly_trained
 ):

@@ -24,7 +24,7 @@ from ambient_omni.classifier.view import View
 from ambient_omni.data.pack_writer import PackWriter
 from ambient_omni.data.packs import to_x0
 from ambient_omni.data.transforms import Transform
-from schemas.errors import BadInput, ClassifierRefused
+from schemas.errors import BadInput, ClassifierRefused, JobAlreadyRunning
 from schemas.registry import contract
 
 TRANSFORM = Transform(resolution=8)
@@ -141,15 +141,46 @@ def test_a_grid_learns_from_the_pool_what_its_noises_do_to_all_images(filled):
     classifier, x0 = stored.load(filled, "c1"), to_x0(pictures(6, seed=3))
     plain = Grid(classifier, short, CONFIG.seed).curves(x0, [str(i) for i in range(6)])
     pool = filled.tables.read("samples", where={"ingest_batch": "pool"})["sample_id"].to_pylist()
-    shift = shift_by_shared_noises(
-        classifier, short, CONFIG.seed, to_x0(pictures(40, SEEDS["pool"])), pool
-    )
+    seen = to_x0(pictures(40, SEEDS["pool"])).__getitem__
+    shift = shift_by_shared_noises(classifier, short, CONFIG.seed, pool, seen).mean(axis=2)
     expected = plain.logits - shift[classifier.folds_of([str(i) for i in range(6)])]
     np.testing.assert_allclose(found.logits, expected, atol=1e-4)
     assert np.abs(shift).max() > 1e-3
 
 
-def test_a_classifier_of_an_older_version_is_refused_with_what_to_do(filled):
+def test_what_was_measured_of_another_grid_is_refused(filled):
+    short = GridConfig(num_levels=3, num_noises=2)
+    prepare(filled, "c1", short)
+    (file,) = filled.classifiers.glob("c1/annotator-grid-*.json")
+    file.write_text(json.dumps({"shift": [[[0.0, 0.0]] * 3]}))
+    with pytest.raises(ClassifierRefused, match="remove it"):
+        answer(filled, short)
+
+
+def test_preparing_what_is_there_waits_for_nobody(filled):
+    short = GridConfig(num_levels=3, num_noises=2)
+    with filled.lock("prepare_annotator", "c1"), pytest.raises(JobAlreadyRunning):
+        prepare(filled, "c1", short)
+    prepare(filled, "c1", short)
+    with filled.lock("prepare_annotator", "c1"):
+        prepare(filled, "c1", short)
+
+
+def test_a_fold_without_images_is_named(filled):
+    names = filled.tables.read("samples", where={"ingest_batch": "pool"})["sample_id"].to_pylist()
+    twins = dict.fromkeys(names, "all of one photo")
+    plain = Calibration(np.ones(4), np.zeros(4))
+    stored.store(filled, "c1", CONFIG, View(TRANSFORM), [plain] * 2, twins)
+    (row,) = filled.tables.read("noise_classifiers").to_pylist()
+    row["weights_sha256"] = stored.weights_hash(filled, "c1", 2)
+    filled.tables.upsert(
+        "noise_classifiers", contract("noise_classifiers").table([row]), job="tests"
+    )
+    with pytest.raises(BadInput, match="may grade no image of its pool"):
+        prepare(filled, "c1", CONFIG.own_grid)
+
+
+def test_a_classifier_of_another_version_is_refused_with_what_to_do(filled):
     meta = filled.classifiers / "c1" / "classifier.json"
     kept = json.loads(meta.read_text())
     del kept["version"]
@@ -158,7 +189,7 @@ def test_a_classifier_of_an_older_version_is_refused_with_what_to_do(filled):
     row["weights_sha256"] = stored.weights_hash(filled, "c1", 2)
     table = contract("noise_classifiers").table([row])
     filled.tables.upsert("noise_classifiers", table, job="tests")
-    with pytest.raises(ClassifierRefused, match=r"older version.*train it again"):
+    with pytest.raises(ClassifierRefused, match=r"another version.*train a new"):
         stored.load(filled, "c1")
 
 

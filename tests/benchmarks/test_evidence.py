@@ -162,9 +162,9 @@ def test_the_long_form_trains_no_pilots():
     assert {task.cell.arm for task in plan.tasks(plan.LONG)} == set(plan.LONG_ARMS)
 
 
-def test_the_headline_is_six_arms_of_three_damages_with_three_seeds():
+def test_the_headline_is_seven_arms_of_three_damages_with_three_seeds():
     measured = [t.cell for t in plan.tasks(plan.FULL, ["headline"]) if t.stage == "measure"]
-    assert len(measured) == 3 * (2 + 3 * 4)
+    assert len(measured) == 3 * (2 + 3 * 5)
 
 
 def test_wishes_pick_groups_and_parts_of_names():

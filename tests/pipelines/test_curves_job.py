@@ -65,7 +65,8 @@ def store_classifier(root, classifier_id="c1"):
     root.tables.upsert("noise_classifiers", table, job="tests")
     # As if there were references and a pool to measure it on.
     for grid in (CONFIG.own_grid, SHORT):
-        shift = rng.normal((count, grid.num_levels or levels), 0, "test-curves-shift")
+        shape = (count, grid.num_levels or levels, grid.num_noises)
+        shift = rng.normal(shape, 0, "test-curves-shift")
         file = root.classifiers / classifier_id / f"annotator-{annotator_id(grid)}.json"
         write_json(file, {"shift": shift.tolist()})
 

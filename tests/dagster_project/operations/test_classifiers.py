@@ -4,21 +4,26 @@ import json
 
 import pytest
 
+from ambient_omni.classifier.data import VERSION
 from dagster_project.operations.classifiers import (
     Comparison,
     newest_candidate,
     promote,
     promoted_id,
+    rival_id,
 )
 from dagster_project.operations.config import ClassifierLife
 from schemas.errors import BadInput, ClassifierRefused
 from schemas.registry import contract
+from schemas.root import write_json
 
 SPACE = "pixel:16x16"
 LIFE = ClassifierLife()
 
 
-def trained(root, name, *, space=SPACE, found=True, batches=("pool",), status="candidate"):
+def trained(
+    root, name, *, space=SPACE, found=True, batches=("pool",), status="candidate", version=VERSION
+):
     table = contract("noise_classifiers")
     row = {
         "classifier_id": name,
@@ -39,6 +44,7 @@ def trained(root, name, *, space=SPACE, found=True, batches=("pool",), status="c
     }
     known = {column.name: None for column in table.columns}
     root.tables.upsert("noise_classifiers", table.table([known | row]), job="tests")
+    write_json(root.classifiers / name / "classifier.json", {"version": version})
 
 
 def statuses(root):
@@ -71,6 +77,18 @@ def test_one_that_does_not_beat_the_promoted_one_is_refused(root):
     with pytest.raises(ClassifierRefused, match="--force"):
         promote(root, "b", SPACE, LIFE, Comparison(0.01, 0.02, (9, 9)))
     assert statuses(root) == {"a": "promoted", "b": "candidate"}
+
+
+def test_a_promoted_one_of_another_version_is_no_rival_and_no_choice(root):
+    trained(root, "old", status="promoted", version=1)
+    trained(root, "old candidate", batches=("one", "two"), version=1)
+    trained(root, "new")
+    assert (promoted_id(root, SPACE), rival_id(root, SPACE)) == ("old", None)
+    assert newest_candidate(root, SPACE) == "new"
+    with pytest.raises(ClassifierRefused, match="another version"):
+        promote(root, "old candidate", SPACE, LIFE)
+    assert promote(root, "new", SPACE, LIFE) == "old"
+    assert rival_id(root, SPACE) == "new"
 
 
 def test_one_without_its_positive_control_is_refused(root):
