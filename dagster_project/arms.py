@@ -14,6 +14,7 @@ from dagster_project.rules import (
     PilotRule,
     RankRule,
     SampleSizeRule,
+    SourceRule,
 )
 from pipelines.freezing import freeze_quality_rank
 from pipelines.measures import good_share_of
@@ -88,6 +89,9 @@ def policy_of(
     place = measured_rules.Place(root, request, recipe, arm, make)
     if isinstance(rule, SampleSizeRule):
         return measured_rules.sample_size(place, rule, classifier_id_of(root, request))
+    if isinstance(rule, SourceRule):
+        threshold = _threshold(root, request, rule.threshold, space, "")
+        return measured_rules.source_levels(place, rule, threshold)
     if isinstance(rule, PilotRule):
         return measured_rules.pilot(place, rule, classifier_id_of(root, request))
     floor = rule.floor

@@ -4,14 +4,17 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import pyarrow.compute as pc
+
 from dagster_project.recipe import Recipe
 from dagster_project.request import Request
-from dagster_project.rules import PilotRule, SampleSizeRule, WindowRule
+from dagster_project.rules import PilotRule, SampleSizeRule, SourceRule, WindowRule
 from dagster_project.windows import id_of
-from pipelines.freezing import freeze_crop_window, freeze_sample_size
+from pipelines.freezing import freeze_crop_window, freeze_sample_size, freeze_source_levels
 from pipelines.pilot.config import PilotConfig
 from pipelines.policies import (
     AnyPolicy,
+    ClassifierPerSource,
     ClassifierThreshold,
     CropWindow,
     FixedPerSource,
@@ -67,6 +70,39 @@ def sample_size(place: Place, rule: SampleSizeRule, classifier_id: str) -> Sampl
         smoothing_octaves=rule.smoothing_octaves,
         name=place.arm,
     )
+
+
+def source_levels(
+    place: Place, rule: SourceRule, threshold: ClassifierThreshold
+) -> ClassifierPerSource:
+    """Return the frozen level of every source; sources that came since are added to them."""
+    batches = place.request.of_role("pool")
+    known = _most_sources(place, rule, threshold)
+    if known is not None:
+        where = {"ingest_batch": list(batches)}
+        sources = place.root.tables.open("samples").read(["source"], where)["source"]
+        if set(pc.unique(sources).to_pylist()) <= set(known.levels):
+            return known
+    now = freeze_source_levels(
+        place.root, batches, threshold=threshold, quantile=rule.quantile, name=place.arm
+    )
+    if known is None:
+        return now
+    return known.model_copy(update={"levels": now.levels | known.levels})
+
+
+def _most_sources(
+    place: Place, rule: SourceRule, threshold: ClassifierThreshold
+) -> ClassifierPerSource | None:
+    """Return the arm's policy of these settings that knows most sources."""
+    found = [
+        policy
+        for policy in place.frozen("classifier_per_source")
+        if isinstance(policy, ClassifierPerSource)
+        and policy.threshold.policy_id == threshold.policy_id
+        and policy.quantile == rule.quantile
+    ]
+    return max(found, key=lambda policy: len(policy.levels), default=None)
 
 
 def pilot(place: Place, rule: PilotRule, classifier_id: str) -> PilotCalibrated:

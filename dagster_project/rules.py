@@ -64,6 +64,25 @@ class SampleSizeRule(_Frozen):
     )
 
 
+class SourceRule(_Frozen):
+    """An arm with one level per source, read off the classifier's levels there; frozen."""
+
+    kind: Literal["classifier_per_source"]
+    quantile: float = Field(
+        default=0.9, gt=0, le=1, description="Share of a source's images whose level is passed."
+    )
+    threshold: ClassifierRule = Field(
+        default=ClassifierRule(kind="classifier_threshold"),
+        description="The rule of each image's own level.",
+    )
+
+    @model_validator(mode="after")
+    def _threshold_is_hard(self) -> "SourceRule":
+        if self.threshold.soft:
+            raise ValueError("a source's level is a hard floor: leave threshold.soft out")
+        return self
+
+
 class PilotRule(_Frozen):
     """An arm whose thresholds are set by pilot trainings; frozen when they were run first."""
 
@@ -109,6 +128,6 @@ class WindowRule(_Frozen):
 
 
 Rule = Annotated[
-    ClassifierRule | FixedRule | RankRule | SampleSizeRule | PilotRule | WindowRule,
+    ClassifierRule | FixedRule | RankRule | SampleSizeRule | SourceRule | PilotRule | WindowRule,
     Field(discriminator="kind"),
 ]

@@ -6,6 +6,7 @@ Shapes: N samples, L levels, S crop sizes.
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.measures import (
@@ -18,11 +19,14 @@ from pipelines.measures import (
     the_version,
 )
 from pipelines.policies import (
+    ClassifierPerSource,
     ClassifierThreshold,
     CropWindow,
     FixedPerSource,
     QualityRank,
     SampleSizeAware,
+    decide_by_curve,
+    levels_of_sources,
     rank_border,
 )
 from pipelines.policies.by_sample_size import best_evidence, evidence, pool_moments, shrink
@@ -140,6 +144,46 @@ def freeze_sample_size(
         mean_logit=tuple(mean.tolist()),
         spread=tuple(spread.tolist()),
         max_evidence=tuple(bounds),
+    )
+
+
+def freeze_source_levels(
+    root: Root,
+    batches: Sequence[str],
+    *,
+    threshold: ClassifierThreshold,
+    quantile: float = 0.9,
+    name: str = "",
+) -> ClassifierPerSource:
+    """Read a level per source off the curves of pool batches; references do not count.
+
+    Raises:
+        TableMissing: the classifier has not graded a batch.
+        AnnotationMissing: no pool image of the batches has a curve.
+        BadInput: the quantile is out of range.
+    """
+    sigmas = np.array(classifier_row(root, threshold.classifier_id)["sigmas"], np.float64)
+    known = root.tables.read("reference_sets", ["sample_row"])["sample_row"].to_numpy()
+    curves, sources = [np.empty((0, 2, len(sigmas)))], []
+    for batch in batches:
+        samples = root.tables.read("samples", ["sample_row", "source"], {"ingest_batch": batch})
+        samples = samples.filter(pa.array(~np.isin(samples["sample_row"].to_numpy(), known)))
+        measured = read_curves(root, batch, threshold.classifier_id)
+        curves.append(measured.of(samples["sample_row"].to_numpy()))
+        sources += samples["source"].to_pylist()
+    pooled = np.concatenate(curves)
+    found = decide_by_curve(threshold, pooled[:, 0], pooled[:, 1], sigmas)
+    levels = levels_of_sources(found, sources, quantile)
+    if not levels:
+        raise AnnotationMissing(
+            f"no pool image of {list(batches)} has a noise curve; run curves first"
+        )
+    return ClassifierPerSource(
+        name=name,
+        noise_space=threshold.noise_space,
+        threshold=threshold,
+        quantile=quantile,
+        levels=levels,
     )
 
 

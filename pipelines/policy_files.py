@@ -9,7 +9,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from ambient_omni.noise.crossing import corrected_tau
 from pipelines import policies
-from pipelines.freezing import freeze_crop_window, freeze_quality_rank, freeze_sample_size
+from pipelines.freezing import (
+    freeze_crop_window,
+    freeze_quality_rank,
+    freeze_sample_size,
+    freeze_source_levels,
+)
 from pipelines.measures import direction_of, good_share_of, noise_space_of, the_version
 from pipelines.policies import AnyPolicy, ClassifierThreshold, FixedPerSource
 from pipelines.policies.by_window import Floor
@@ -23,8 +28,9 @@ def policy_from_file(root: Root, path: Path, batches: Sequence[str]) -> AnyPolic
     """Read a policy; fill in what follows from the root.
 
     Rules that read a classifier take their noise space from it. A rule without its frozen numbers
-    gets them here: a `quality_rank` its border and a `sample_size` its thresholds from `batches`,
-    a `crop_window` its levels from the receptive field. To apply them to later batches, name the
+    gets them here: a `quality_rank` its border, a `sample_size` its thresholds and a
+    `classifier_per_source` its levels from `batches`, a `crop_window` its levels from the receptive
+    field. To apply them to later batches, name the
     policy by its id.
 
     `good_share` of a `classifier_threshold` corrects tau for a pool of which that share is as good
@@ -55,6 +61,14 @@ def _from_values(
         if kind == "sample_size" and "max_evidence" not in values:
             _require(path, values, {"classifier_id", "constant"}, {"smoothing_octaves"})
             return freeze_sample_size(root, batches, **_settings(values))
+        if kind == "classifier_per_source" and "levels" not in values:
+            _require(path, values, {"threshold"}, {"quantile"})
+            threshold = _from_values(root, path, dict(values["threshold"]), batches)
+            if not isinstance(threshold, ClassifierThreshold):
+                raise BadInput(f"{path}: threshold: it must be a classifier_threshold")
+            return freeze_source_levels(
+                root, batches, **_settings(values) | {"threshold": threshold}
+            )
         if kind == "crop_window" and "sigma_max" not in values:
             ids = {"crop_classifier_id", "receptive_field_id"}
             _require(path, values, {*ids, "floor"}, {"epsilon"})

@@ -14,11 +14,12 @@ KINDS = (
     "crop_window",
     "external",
     "best_of_duplicates",
+    "classifier_per_source",
 )
 
 CONTRACT = Contract(
     name="policies",
-    version=3,
+    version=4,
     one_row_is="one decision rule",
     key=("policy_id",),
     columns=(

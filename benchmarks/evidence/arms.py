@@ -23,11 +23,13 @@ from pipelines.pilot.config import PilotConfig
 from pipelines.pilot.measure import Measured
 from pipelines.pilot.run import compare
 from pipelines.policies import (
+    ClassifierPerSource,
     ClassifierThreshold,
     FixedPerSource,
     PilotCalibrated,
     QualityRank,
     SampleSizeAware,
+    levels_of_sources,
     rank_border,
 )
 from pipelines.policies.base import Decisions
@@ -130,9 +132,10 @@ def _by_curve(**settings: Any) -> Callable[[Known], Decided]:
 
 
 def _one_level(known: Known) -> Decided:
-    """Give every image the level that nine tenths of the pool have by the classifier."""
-    found = decide_by_curve(ClassifierThreshold(**_COMMON), *_curves(known)).sigma_min
-    level = float(np.quantile(np.where(np.isnan(found), np.inf, found), 0.9, method="inverted_cdf"))
+    """Take the whole pool for one source."""
+    found = decide_by_curve(ClassifierThreshold(**_COMMON), *_curves(known))
+    quantile = float(ClassifierPerSource.model_fields["quantile"].default)
+    (level,) = levels_of_sources(found, ["pool"] * len(found), quantile).values()
     return _everywhere(level)(known)
 
 

@@ -27,9 +27,11 @@ ALL_ARMS: tuple[Arm, ...] = (
 FOREIGN_ARMS: tuple[Arm, ...] = (
     "only_reference", "all_clean", "keep_everything", "classifier_hard", "windows",
 )  # fmt: skip
-SWEPT_ARMS: tuple[Arm, ...] = (
-    "only_reference", "keep_everything", "classifier_hard", "classifier_soft", "pilot",
+SIMPLE_ARMS: tuple[Arm, ...] = (
+    "only_reference", "all_clean", "keep_everything", "classifier_hard", "one_level",
 )  # fmt: skip
+"""Where the question is how the answer changes, not by which policy: these need no pilots."""
+SWEPT_ARMS: tuple[Arm, ...] = ("only_reference", "keep_everything", "classifier_hard", "one_level")
 BLURS = (0.4, 0.6, 1.0, 1.6)
 OTHER_DAMAGES: dict[str, float] = {"down_up": 2.0, "sensor_noise": 25.0, "colour_cast": 0.5}
 MILD_BLUR = 0.6
@@ -76,7 +78,7 @@ LONG = FULL.model_copy(
 
 FORMS: dict[str, Form] = {form.name: form for form in (FULL, QUICK, LONG)}
 LONG_ARMS: tuple[Arm, ...] = (
-    "all_clean", "keep_everything", "classifier_hard", "classifier_soft", "pilot",
+    "all_clean", "keep_everything", "classifier_hard", "one_level", "pilot",
 )  # fmt: skip
 """Only-reference is the full form's: its best checkpoint comes long before that form's end."""
 
@@ -170,11 +172,11 @@ def _full() -> Iterator[tuple[Group, Cell]]:
     middle = HEADLINE["gaussian_blur"]
     wanted: list[tuple[Group, Iterable[Problem], tuple[Arm, ...]]] = [
         ("headline", headline_problems(), HEADLINE_ARMS),
-        ("severities", blur_problems(), HEADLINE_ARMS),
+        ("severities", blur_problems(), SIMPLE_ARMS),
         ("damages", [_problem(*other) for other in OTHER_DAMAGES.items()], HEADLINE_ARMS),
         ("arms", [_problem("gaussian_blur", middle)], ALL_ARMS),
         ("shares", swept_problems(), SWEPT_ARMS),
-        ("openmoji", [_OPENMOJI], HEADLINE_ARMS),
+        ("openmoji", [_OPENMOJI], SIMPLE_ARMS),
         ("foreign", [_FOREIGN], FOREIGN_ARMS),
     ]
     for group, problems, arms in wanted:

@@ -27,6 +27,7 @@ from pipelines.measures import (
 from pipelines.policies import (
     AnyPolicy,
     BestOfDuplicates,
+    ClassifierPerSource,
     ClassifierThreshold,
     CropWindow,
     CurvePolicy,
@@ -227,7 +228,7 @@ def decide(root: Root, batch: str, policy: AnyPolicy, samples: pa.Table) -> Deci
     if isinstance(policy, CropWindow):
         floor = decide(root, batch, policy.floor, samples)
         return policies.with_windows(floor, _windows(root, batch, policy, rows))
-    if isinstance(policy, FixedPerSource):
+    if isinstance(policy, FixedPerSource | ClassifierPerSource):
         return policies.decide_by_source(policy, samples["source"].to_pylist())
     if isinstance(policy, QualityRank):
         scores = _scores(root, batch, policy, rows)

@@ -11,7 +11,13 @@ from pipelines.policies.by_duplicates import BestOfDuplicates, without_duplicate
 from pipelines.policies.by_pilot import PilotCalibrated, decide_by_pilot
 from pipelines.policies.by_rank import QualityRank, decide_by_rank, rank_border, tie_breaks
 from pipelines.policies.by_sample_size import SampleSizeAware, decide_by_sample_size
-from pipelines.policies.by_source import ANY_SOURCE, FixedPerSource, decide_by_source
+from pipelines.policies.by_source import (
+    ANY_SOURCE,
+    ClassifierPerSource,
+    FixedPerSource,
+    decide_by_source,
+    levels_of_sources,
+)
 from pipelines.policies.by_window import CropWindow, decide_windows, with_windows
 from pipelines.policies.external import External, decide_external
 from schemas.errors import TableMissing
@@ -25,6 +31,7 @@ __all__ = [
     "UNSCORED",
     "AnyPolicy",
     "BestOfDuplicates",
+    "ClassifierPerSource",
     "ClassifierThreshold",
     "CropWindow",
     "CurvePolicy",
@@ -43,6 +50,7 @@ __all__ = [
     "decide_external",
     "decide_windows",
     "from_values",
+    "levels_of_sources",
     "load",
     "rank_border",
     "register",
@@ -60,6 +68,7 @@ AnyPolicy = (
     | CropWindow
     | External
     | BestOfDuplicates
+    | ClassifierPerSource
 )
 Policy = Annotated[AnyPolicy, Field(discriminator="kind")]
 _adapter: TypeAdapter[AnyPolicy] = TypeAdapter(Policy)

@@ -1,13 +1,14 @@
-"""One level per source."""
+"""One level per source, given or read off a classifier's levels there."""
 
 import math
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from pipelines.policies.base import Decisions, PolicyBase
+from pipelines.policies.base import UNSCORED, Decisions, PolicyBase
+from pipelines.policies.by_curve import ClassifierThreshold
 from schemas.errors import BadInput
 
 ANY_SOURCE = "*"
@@ -24,19 +25,89 @@ class FixedPerSource(PolicyBase):
     @field_validator("levels")
     @classmethod
     def _levels_are_levels(cls, levels: dict[str, float | None]) -> dict[str, float | None]:
-        for source, level in levels.items():
-            if level is not None and not (math.isfinite(level) and level >= 0):
-                raise ValueError(f"level {level} of source {source!r} is no sigma: finite and >= 0")
-        return levels
+        return _levels(levels)
 
 
-def decide_by_source(policy: FixedPerSource, sources: Sequence[str]) -> Decisions:
+class ClassifierPerSource(PolicyBase):
+    """One level for every sample of a source: that by which a classifier lets most of them in.
+
+    Image by image, a classifier lets in at low noise those on which the damage does not show,
+    smooth ones before all, and what is trained on there is no more the source's mix of contents.
+    One level for the whole source keeps the mix. It is for sources that are damaged alike; in a
+    mixed one it holds the good images back with the bad.
+
+    Make one with `freezing.freeze_source_levels`, which reads the levels off given batches.
+    """
+
+    kind: Literal["classifier_per_source"] = "classifier_per_source"
+    threshold: ClassifierThreshold = Field(description="the rule of each image's own level")
+    quantile: float = Field(
+        default=0.9, gt=0, le=1, description="share of a source's images whose own level is passed"
+    )
+    levels: dict[str, float | None] = Field(
+        min_length=1, description="sigma_min by source name, as frozen; null: never"
+    )
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """All that decides."""
+        return self.model_dump(mode="json", exclude={"name": True, "threshold": {"name"}})
+
+    @field_validator("levels")
+    @classmethod
+    def _levels_are_levels(cls, levels: dict[str, float | None]) -> dict[str, float | None]:
+        return _levels(levels)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "ClassifierPerSource":
+        if self.threshold.noise_space != self.noise_space:
+            raise ValueError(f"the threshold measures in {self.threshold.noise_space}")
+        if self.threshold.soft:
+            raise ValueError("a source's level is a hard floor: leave soft out of the threshold")
+        return self
+
+
+def _levels(levels: dict[str, float | None]) -> dict[str, float | None]:
+    for source, level in levels.items():
+        if level is not None and not (math.isfinite(level) and level >= 0):
+            raise ValueError(f"level {level} of source {source!r} is no sigma: finite and >= 0")
+    return levels
+
+
+def levels_of_sources(
+    found: Decisions, sources: Sequence[str], quantile: float
+) -> dict[str, float | None]:
+    """Return, per source, the least level that a share of its images' own levels is at or below.
+
+    Args:
+        found: each image's own level; images that were not measured do not count.
+        sources: their N sources.
+        quantile: the share, in (0, 1]. Where fewer images have any level, the source has none.
+    """
+    levels = np.where(np.isnan(found.sigma_min), np.inf, found.sigma_min)
+    names, is_measured = np.asarray(sources, object), found.reason != UNSCORED
+    out: dict[str, float | None] = {}
+    for source in sorted(set(names[is_measured])):
+        own = levels[is_measured & (names == source)]
+        level = float(np.quantile(own, quantile, method="inverted_cdf"))
+        out[source] = level if math.isfinite(level) else None
+    return out
+
+
+def decide_by_source(
+    policy: FixedPerSource | ClassifierPerSource, sources: Sequence[str]
+) -> Decisions:
     """Decide from source names.
 
     Raises:
         BadInput: a source has no level and there is no level for all others.
     """
     unknown = sorted(set(sources) - set(policy.levels))
+    if unknown and isinstance(policy, ClassifierPerSource):
+        raise BadInput(
+            f"policy {policy.policy_id} has no level for source {unknown[0]!r}: it was frozen "
+            "before that source came, or on other batches; freeze it again on batches with it"
+        )
     if unknown and ANY_SOURCE not in policy.levels:
         raise BadInput(
             f"policy {policy.policy_id} has no level for source {unknown[0]!r}; "

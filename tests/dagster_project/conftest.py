@@ -47,8 +47,8 @@ def request_(root, make_batch, images):
     )
 
 
-def add_pool(root, make_batch, images, name, strength):
-    rows = make_batch(root, name, images(8, seed=strength))["sample_row"]
+def add_pool(root, make_batch, images, name, strength, source="folder"):
+    rows = make_batch(root, name, images(8, seed=strength), source=source)["sample_row"]
     logits = [(-strength * (i + 1) / 8 / SIGMAS**2).tolist() for i in range(8)]
     table = contract("noise_curves").table(
         {

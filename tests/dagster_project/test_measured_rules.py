@@ -33,6 +33,32 @@ def test_thresholds_by_sample_size_are_frozen_before_a_new_batch(
     assert policy_of(root, grown, changed, "counted").n_pool == 16
 
 
+def test_sources_keep_their_level_and_later_ones_are_added(root, request_, make_batch, images):
+    arms = {**ARMS, "by_source": {"kind": "classifier_per_source"}}
+    recipe = parse_recipe({**request_.recipe, "arms": arms}, "test")
+    first = policy_of(root, request_, recipe, "by_source")
+    assert set(first.levels) == {"folder"}
+    annotate(root, "pool", first)
+    assert policy_of(root, request_, recipe, "by_source").policy_id == first.policy_id
+    add_pool(root, make_batch, images, "later", 40)
+    add_pool(root, make_batch, images, "foreign", 4, source="elsewhere")
+    grown = request_.with_batches(
+        [BatchRequest(name=name, role="pool", source="x") for name in ("later", "foreign")]
+    )
+    second = policy_of(root, grown, recipe, "by_source")
+    assert second.levels["folder"] == first.levels["folder"]
+    assert second.levels["elsewhere"] > first.levels["folder"]
+    annotate(root, "foreign", second)
+    assert policy_of(root, grown, recipe, "by_source").policy_id == second.policy_id
+
+
+def test_a_soft_threshold_gives_no_level_per_source(request_):
+    rule = {"kind": "classifier_per_source"}
+    rule["threshold"] = {"kind": "classifier_threshold", "soft": True}
+    with pytest.raises(BadInput, match="hard floor"):
+        parse_recipe({**request_.recipe, "arms": {**ARMS, "by_source": rule}}, "test")
+
+
 def test_a_question_does_not_start_a_training(root, request_):
     recipe = request_.full_recipe
     with pytest.raises(TableMissing, match="arm 'piloted': its pilots were not run yet"):
