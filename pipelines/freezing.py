@@ -162,6 +162,8 @@ def freeze_source_levels(
         AnnotationMissing: no pool image of the batches has a curve.
         BadInput: the quantile is out of range.
     """
+    if not (isinstance(quantile, int | float) and 0 < quantile <= 1):
+        raise BadInput(f"quantile {quantile!r} is no share of a source's images: above 0, up to 1")
     sigmas = np.array(classifier_row(root, threshold.classifier_id)["sigmas"], np.float64)
     known = root.tables.read("reference_sets", ["sample_row"])["sample_row"].to_numpy()
     curves, sources = [np.empty((0, 2, len(sigmas)))], []

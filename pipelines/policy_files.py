@@ -63,7 +63,10 @@ def _from_values(
             return freeze_sample_size(root, batches, **_settings(values))
         if kind == "classifier_per_source" and "levels" not in values:
             _require(path, values, {"threshold"}, {"quantile"})
-            threshold = _from_values(root, path, dict(values["threshold"]), batches)
+            given = values["threshold"]
+            threshold = (
+                _from_values(root, path, dict(given), batches) if isinstance(given, dict) else None
+            )
             if not isinstance(threshold, ClassifierThreshold):
                 raise BadInput(f"{path}: threshold: it must be a classifier_threshold")
             return freeze_source_levels(

@@ -42,9 +42,8 @@ Take = Callable[[NDArray[np.int64]], Images]
 _BEND = 0.1
 
 _LEAST_OWN_PAIRS = 2
-_MANY_ANSWERS = (
-    256  # pairs of own noises a fold: their mean is known to a few hundredths of a logit
-)
+# Pairs of own noises a fold: their mean is known to a few hundredths of a logit.
+_MANY_ANSWERS = 256
 _IMAGES_AT_ONCE = 64
 
 

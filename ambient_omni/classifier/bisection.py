@@ -70,11 +70,10 @@ class Bisection:
     def learn_prior(self, x0_NCHW: Images, sample_ids: Sequence[str]) -> Prior:
         """Grade pilot images on a full grid and keep what they teach."""
         count = self._config.num_pilot_images
-        images = x0_NCHW[:count], list(sample_ids[:count])
+        x0, names = x0_NCHW[:count], list(sample_ids[:count])
         grid = GridConfig(num_noises=2)
-        x0, names = images
         shift = shift_by_shared_noises(self._classifier, grid, self._seed, names, x0.__getitem__)
-        pilot = Grid(self._classifier, grid, self._seed, shift).curves(*images)
+        pilot = Grid(self._classifier, grid, self._seed, shift).curves(x0, names)
         self._prior = _learn(pilot, self._config.tau, self._t)
         return self._prior
 
