@@ -9,7 +9,7 @@ from pydantic import Field
 from ambient_omni.classifier.config import ClassifierConfig
 from ambient_omni.config import Frozen
 from ambient_omni.generation.config import SampleConfig
-from benchmarks.evidence.images import DATA_VERSION, DataSet
+from benchmarks.evidence.images import DATA_VERSION, MIXED, DataSet
 from benchmarks.evidence.training import TrainingSettings
 from schemas.ids import canonical_hash
 
@@ -68,9 +68,8 @@ class Problem(Frozen):
     @property
     def name(self) -> str:
         """For people and for --only."""
-        kind = self.damage if self.damage in (NO_DAMAGE, FOREIGN) else (
-            f"{self.damage}={self.severity:g}"
-        )  # fmt: skip
+        whole = self.damage in (NO_DAMAGE, FOREIGN, MIXED)
+        kind = self.damage if whole else f"{self.damage}={self.severity:g}"
         images = f"{self.num_reference}of{self.num_images}"
         return f"{self.data}/{kind}/{images}/seed={self.seed}"
 

@@ -34,7 +34,7 @@ def record_goals(study: Study) -> None:
         if chosen:
             excess = float(np.mean(group.excess(chosen)))
             worst.append((excess, f"{title(group.problem)}: {100 * excess:+.1f} %"))
-    for group in groups_of(study, list(plan.headline_problems())):
+    for group in groups_of(study, [*plan.headline_problems(), *plan.mixed_problems()]):
         chosen = group.chosen()
         if chosen:
             needed += images_needed(group, chosen)
@@ -70,8 +70,9 @@ def _record_gap(group: Group, suffix: str = "") -> None:
         print(f"{title(problem)}: all-clean is not ahead in FD-Lite0; no gap to close")
         return
     above, below = above_and_below(group, chosen)
+    name = f"{problem.damage}_{problem.severity:g}" if problem.severity else problem.damage
     record(
-        f"gap_closed_{problem.damage}_{problem.severity:g}{suffix}",
+        f"gap_closed_{name}{suffix}",
         100 * group.gap_of_means(nearest, "fd"),
         unit="% of the gap in FD-Lite0", goal=65, better="higher",
         compared_with="only-reference 0 %, all-clean 100 %",

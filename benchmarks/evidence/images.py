@@ -25,6 +25,14 @@ SIDE = 16
 DATA_VERSION = 1
 """Raise it whenever the pixels change: every cell is computed anew."""
 
+MIXED = "mixed"
+"""A pool as the web has it: every image has one of `MIX`, all equally often."""
+
+MIX: tuple[tuple[str, float] | None, ...] = (
+    None, None, ("gaussian_blur", 0.6), ("gaussian_blur", 1.0), ("gaussian_blur", 1.6),
+    ("jpeg", 75.0), ("jpeg", 90.0), ("motion_blur", 4.0), ("down_up", 2.0), ("sensor_noise", 25.0),
+)  # fmt: skip
+
 DataSet = Literal["landscapes", "openmoji"]
 Split = Literal["reference", "pool", "validation", "test"]
 
@@ -92,7 +100,7 @@ def draw(data: DataSet, split: Split, count: int, seed: int) -> Tiles:
 
 
 def damaged(tiles: Tiles, kind: str, severity: float, seed: int) -> Tiles:
-    """Damage every image alike; directions and noise are the image's own."""
+    """Damage every image alike; directions, noise and what a mixed pool gives it are its own."""
     return tiles.with_pixels(
         np.stack(
             [
@@ -106,7 +114,10 @@ def damaged(tiles: Tiles, kind: str, severity: float, seed: int) -> Tiles:
 def one_damaged(
     kind: str, severity: float, image_HWC: Pixels, generator: np.random.Generator
 ) -> Pixels:
-    """Return a damaged copy; `colour_cast` beside the kinds of `ambient_omni.damage`."""
+    """Return a damaged copy; kinds are `mixed`, `colour_cast` and `ambient_omni.damage`'s."""
+    if kind == MIXED:
+        chosen = MIX[int(generator.integers(len(MIX)))]
+        return image_HWC if chosen is None else damage(*chosen, image_HWC, generator)
     if kind != "colour_cast":
         return damage(kind, severity, image_HWC, generator)
     # A low-frequency kind: the channels' gains, as of a wrong white balance. Warm, always.

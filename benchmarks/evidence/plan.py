@@ -8,10 +8,12 @@ from typing import Literal
 from ambient_omni.classifier.config import ClassifierConfig
 from ambient_omni.generation.config import SampleConfig
 from benchmarks.evidence.cells import FOREIGN, Arm, Cell, Form, Problem, Task
-from benchmarks.evidence.images import DataSet
+from benchmarks.evidence.images import MIXED, DataSet
 from benchmarks.evidence.training import TrainingSettings
 
-Group = Literal["headline", "severities", "arms", "damages", "shares", "openmoji", "foreign"]
+Group = Literal[
+    "headline", "mixed", "severities", "arms", "damages", "shares", "openmoji", "foreign"
+]
 
 HEADLINE_ARMS: tuple[Arm, ...] = (
     "only_reference", "all_clean", "keep_everything", "classifier_hard", "classifier_soft",
@@ -24,6 +26,9 @@ ALL_ARMS: tuple[Arm, ...] = (
     *HEADLINE_ARMS, "classifier_strict", "ambient", "sample_size", "fixed_level", "best_half",
     "quality_rank",
 )  # fmt: skip
+MIXED_ARMS: tuple[Arm, ...] = (*HEADLINE_ARMS, "best_half")
+"""Where images differ in quality, filtering is what everybody does."""
+
 FOREIGN_ARMS: tuple[Arm, ...] = (
     "only_reference", "all_clean", "keep_everything", "classifier_hard", "windows",
 )  # fmt: skip
@@ -125,6 +130,11 @@ def headline_problems(data: DataSet = "landscapes") -> Iterator[Problem]:
             yield _problem(damage, severity, seed=seed, data=data)
 
 
+def mixed_problems() -> list[Problem]:
+    """Return the problem of a pool as the web has it, seed by seed."""
+    return [_problem(MIXED, 0.0, seed=seed) for seed in SEEDS]
+
+
 def long_problem() -> Problem:
     """Return the problem of the long form, with its first seed."""
     return _problem("gaussian_blur", HEADLINE["gaussian_blur"])
@@ -172,6 +182,7 @@ def _full() -> Iterator[tuple[Group, Cell]]:
     middle = HEADLINE["gaussian_blur"]
     wanted: list[tuple[Group, Iterable[Problem], tuple[Arm, ...]]] = [
         ("headline", headline_problems(), HEADLINE_ARMS),
+        ("mixed", mixed_problems(), MIXED_ARMS),
         ("severities", blur_problems(), SIMPLE_ARMS),
         ("damages", [_problem(*other) for other in OTHER_DAMAGES.items()], HEADLINE_ARMS),
         ("arms", [_problem("gaussian_blur", middle)], ALL_ARMS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from benchmarks.evidence.groups import (
     title,
     told,
 )
+from benchmarks.evidence.images import MIX
 from benchmarks.evidence.results import Row, Study, paired_by_photo, path_of, read, with_longer
 from benchmarks.evidence.store import Store
 
@@ -79,10 +81,11 @@ def _head(study: Study) -> str:
 {len(study.rows)} of {wanted} cells of the {form.name} form are computed; every number below is
 read from `{form.name}.jsonl`, nothing is typed in.
 Real images at 16 × 16: tiles of 273 landscape photographs, split by photograph. {plan.NUM_IMAGES}
-images a run unless stated, one tenth of them clean, the rest damaged alike. Every arm has the same
-network, sees {form.training.num_images:,} images, and keeps its best checkpoint by the loss of
-{form.num_validation} validation tiles; tests are {form.num_test} tiles of photographs that no
-training, annotation or choice has seen.
+images a run unless stated, one tenth of them clean, the rest damaged alike; in the *mixed* pool
+each image in one of these ways: {_mix_told()}.
+Every arm has the same network, sees {form.training.num_images:,} images, and keeps its best
+checkpoint by the loss of {form.num_validation} validation tiles; tests are {form.num_test} tiles of
+photographs that no training, annotation or choice has seen.
 
 *Loss*: EDM-weighted denoising loss of clean test tiles, summed over {len(form.test_sigmas)}
 levels. *FD*: Fréchet distance of {form.samples.num_images} samples on features of
@@ -92,6 +95,11 @@ brackets; 100 % is as good as if the whole pool were clean, – where all-clean 
 *Copies*: samples nearer to a training image than 99 % of the test tiles are. ± is the 95 % interval
 over seeds (Student's t); a number without ± is of one seed.
 """
+
+
+def _mix_told() -> str:
+    ways = Counter("not at all" if way is None else f"{way[0]} {way[1]:g}" for way in MIX)
+    return ", ".join(f"{way} ({count / len(MIX):.0%})" for way, count in ways.items())
 
 
 def _glance(study: Study) -> Iterator[str]:
@@ -132,6 +140,8 @@ def _headline(study: Study) -> Iterator[str]:
     yield "## Middle severity, all seeds\n"
     for group in groups_of(study, list(plan.headline_problems())):
         yield from _table(group, plan.HEADLINE_ARMS)
+    for group in groups_of(study, plan.mixed_problems()):
+        yield from _table(group, plan.MIXED_ARMS)
 
 
 def _longer(study: Study) -> Iterator[str]:

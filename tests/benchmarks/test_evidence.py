@@ -197,6 +197,17 @@ def test_a_colour_cast_keeps_every_edge_and_moves_the_means():
     assert (cast == cast[0, 0]).all()
 
 
+def test_a_fifth_of_a_mixed_pool_is_undamaged_and_every_kind_of_damage_is_there():
+    pool = images.draw("landscapes", "pool", 140, 0)
+    mixed, again = (images.damaged(pool, images.MIXED, 0.0, 3) for _ in range(2))
+    assert (mixed.pixels == again.pixels).all()
+    assert 0.1 < (mixed.pixels == pool.pixels).all(axis=(1, 2, 3)).mean() < 0.3
+    for kind, severity in [("gaussian_blur", 1.6), ("jpeg", 90.0), ("down_up", 2.0)]:
+        alone = images.damaged(pool, kind, severity, 3)
+        share = (mixed.pixels == alone.pixels).all(axis=(1, 2, 3)).mean()
+        assert 0.02 < share < 0.2, kind
+
+
 # -- running -----------------------------------------------------------------------------------
 
 
