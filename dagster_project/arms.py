@@ -16,9 +16,8 @@ from dagster_project.rules import (
     SampleSizeRule,
     SourceRule,
 )
-from pipelines.freezing import freeze_quality_rank
 from pipelines.measures import good_share_of
-from pipelines.policies import AnyPolicy, ClassifierThreshold, FixedPerSource, QualityRank, load
+from pipelines.policies import AnyPolicy, ClassifierThreshold, FixedPerSource, reading_of
 from schemas.reference_sets import TRUSTED
 from schemas.root import Root
 
@@ -75,18 +74,9 @@ def policy_of(
         return _threshold(root, request, rule, space, arm)
     if isinstance(rule, FixedRule):
         return FixedPerSource(name=arm, noise_space=space, levels=rule.levels)
-    if isinstance(rule, RankRule):
-        return _frozen_rank(root, arm, rule, space) or freeze_quality_rank(
-            root,
-            request.of_role("pool"),
-            pack=recipe.scores.pack,
-            column=rule.column,
-            good_fraction=rule.good_fraction,
-            sigma_min_rest=rule.sigma_min_rest,
-            noise_space=space,
-            name=arm,
-        )
     place = measured_rules.Place(root, request, recipe, arm, make)
+    if isinstance(rule, RankRule):
+        return measured_rules.rank(place, rule)
     if isinstance(rule, SampleSizeRule):
         return measured_rules.sample_size(place, rule, classifier_id_of(root, request))
     if isinstance(rule, SourceRule):
@@ -152,10 +142,11 @@ def agreement_of(root: Root, request: Request, batch: str) -> "Agreement":
     from pipelines.jobs.agreement import agreement
 
     recipe, config = request.full_recipe, request.operations.agreement
-    rule = recipe.arms[recipe.main_arm]
-    reading = Reading()
+    rule, reading = recipe.arms[recipe.main_arm], Reading()
+    if isinstance(rule, SourceRule):
+        rule = rule.threshold
     if isinstance(rule, ClassifierRule):
-        reading = Reading(rule.tau, rule.smoothing_octaves, rule.decay_exponent)
+        reading = reading_of(_threshold(root, request, rule, recipe.noise_space, ""))
     bins = min(ExhaustiveConfig().num_bins, config.num_levels // 2)
     return agreement(
         root,
@@ -191,17 +182,3 @@ def _threshold(
         decay_exponent=rule.decay_exponent,
         soft=rule.soft,
     )
-
-
-def _frozen_rank(root: Root, arm: str, rule: RankRule, space: str) -> QualityRank | None:
-    """Return the border that was frozen before: a new batch falls under the same policy."""
-    for row in root.tables.read(
-        "policies", where={"name": arm, "kind": "quality_rank"}
-    ).to_pylist():
-        policy = load(root, row["policy_id"])
-        assert isinstance(policy, QualityRank)
-        wanted = (rule.column, rule.good_fraction, rule.sigma_min_rest, space)
-        found = (policy.column, policy.good_fraction, policy.sigma_min_rest, policy.noise_space)
-        if found == wanted:
-            return policy
-    return None

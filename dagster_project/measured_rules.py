@@ -4,13 +4,17 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pyarrow.compute as pc
-
 from dagster_project.recipe import Recipe
 from dagster_project.request import Request
-from dagster_project.rules import PilotRule, SampleSizeRule, SourceRule, WindowRule
+from dagster_project.rules import PilotRule, RankRule, SampleSizeRule, SourceRule, WindowRule
 from dagster_project.windows import id_of
-from pipelines.freezing import freeze_crop_window, freeze_sample_size, freeze_source_levels
+from pipelines.freezing import (
+    freeze_crop_window,
+    freeze_quality_rank,
+    freeze_sample_size,
+    freeze_source_levels,
+)
+from pipelines.measures import curves_slice, direction_of, sources_of
 from pipelines.pilot.config import PilotConfig
 from pipelines.policies import (
     AnyPolicy,
@@ -19,6 +23,7 @@ from pipelines.policies import (
     CropWindow,
     FixedPerSource,
     PilotCalibrated,
+    QualityRank,
     SampleSizeAware,
     load,
     register,
@@ -40,10 +45,11 @@ class Place:
     make: bool
 
     def frozen(self, kind: str) -> Iterator[AnyPolicy]:
-        """Yield the arm's registered policies of a kind."""
+        """Yield the arm's registered policies of a kind, in one order for ever."""
         where = {"name": self.arm, "kind": kind}
-        for row in self.root.tables.read("policies", ["policy_id"], where).to_pylist():
-            yield load(self.root, row["policy_id"])
+        rows = self.root.tables.read("policies", ["policy_id"], where)
+        for policy_id in sorted(rows["policy_id"].to_pylist()):
+            yield load(self.root, policy_id)
 
     def require_make(self, what: str) -> None:
         """Refuse to train on the way to a question.
@@ -53,6 +59,40 @@ class Place:
         """
         if not self.make:
             raise TableMissing(_NOT_YET.format(arm=self.arm, what=what))
+
+
+def rank(place: Place, rule: RankRule) -> QualityRank:
+    """Return the frozen border, or freeze it on the pool's batches.
+
+    Another version of the scorer is another measure, and its border is found anew: a batch that
+    comes is measured by the present one alone.
+    """
+    pack = place.recipe.scores.pack
+    version = place.recipe.scores.pack_of(pack).version
+    settings = {
+        "pack": pack,
+        "column": rule.column,
+        "scorer_version": version,
+        "direction": direction_of(pack, rule.column, None),
+        "good_fraction": rule.good_fraction,
+        "sigma_min_rest": rule.sigma_min_rest,
+        "noise_space": place.recipe.noise_space,
+    }
+    for policy in place.frozen("quality_rank"):
+        assert isinstance(policy, QualityRank)
+        if policy.model_dump(include=set(settings)) == settings:
+            return policy
+    return freeze_quality_rank(
+        place.root,
+        place.request.of_role("pool"),
+        pack=pack,
+        column=rule.column,
+        good_fraction=rule.good_fraction,
+        sigma_min_rest=rule.sigma_min_rest,
+        noise_space=place.recipe.noise_space,
+        scorer_version=version,
+        name=place.arm,
+    )
 
 
 def sample_size(place: Place, rule: SampleSizeRule, classifier_id: str) -> SampleSizeAware:
@@ -76,19 +116,23 @@ def source_levels(
     place: Place, rule: SourceRule, threshold: ClassifierThreshold
 ) -> ClassifierPerSource:
     """Return the frozen level of every source; sources that came since are added to them."""
-    batches = place.request.of_role("pool")
+    root, batches = place.root, place.request.of_role("pool")
     known = _most_sources(place, rule, threshold)
     if known is not None:
-        where = {"ingest_batch": list(batches)}
-        sources = place.root.tables.open("samples").read(["source"], where)["source"]
-        if set(pc.unique(sources).to_pylist()) <= set(known.levels):
+        # One that is not graded yet must not keep the others from their levels.
+        where = [curves_slice(threshold.classifier_id, batch) for batch in batches]
+        graded = [s["ingest_batch"] for s in where if root.tables.fingerprint("noise_curves", s)]
+        batches = tuple(b for b in graded if not sources_of(root, b) <= set(known.levels))
+        if not batches:
             return known
-    now = freeze_source_levels(
-        place.root, batches, threshold=threshold, quantile=rule.quantile, name=place.arm
+    return freeze_source_levels(
+        root,
+        batches,
+        threshold=threshold,
+        quantile=rule.quantile,
+        name=place.arm,
+        known=None if known is None else known.levels,
     )
-    if known is None:
-        return now
-    return known.model_copy(update={"levels": now.levels | known.levels})
 
 
 def _most_sources(
@@ -102,7 +146,7 @@ def _most_sources(
         and policy.threshold.policy_id == threshold.policy_id
         and policy.quantile == rule.quantile
     ]
-    return max(found, key=lambda policy: len(policy.levels), default=None)
+    return max(found, key=lambda policy: (len(policy.levels), policy.policy_id), default=None)
 
 
 def pilot(place: Place, rule: PilotRule, classifier_id: str) -> PilotCalibrated:

@@ -3,10 +3,11 @@
 Shapes: N samples, L levels, S crop sizes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.measures import (
@@ -25,8 +26,8 @@ from pipelines.policies import (
     FixedPerSource,
     QualityRank,
     SampleSizeAware,
-    decide_by_curve,
     levels_of_sources,
+    own_levels,
     rank_border,
 )
 from pipelines.policies.by_sample_size import best_evidence, evidence, pool_moments, shrink
@@ -154,28 +155,43 @@ def freeze_source_levels(
     threshold: ClassifierThreshold,
     quantile: float = 0.9,
     name: str = "",
+    known: Mapping[str, float | None] | None = None,
 ) -> ClassifierPerSource:
     """Read a level per source off the curves of pool batches; references do not count.
 
+    Args:
+        root: where the tables are.
+        batches: whose curves set the levels.
+        threshold: the rule of each image's own level.
+        quantile: share of a source's images whose own level is passed.
+        name: what people call the policy.
+        known: sources that keep the level they have; batches of no other source are not read.
+
     Raises:
         TableMissing: the classifier has not graded a batch.
-        AnnotationMissing: no pool image of the batches has a curve.
+        AnnotationMissing: an image of the batches has no curve, or there is no pool image at all.
         BadInput: the quantile is out of range.
     """
     if not (isinstance(quantile, int | float) and 0 < quantile <= 1):
         raise BadInput(f"quantile {quantile!r} is no share of a source's images: above 0, up to 1")
+    settled = dict(known or {})
     sigmas = np.array(classifier_row(root, threshold.classifier_id)["sigmas"], np.float64)
-    known = root.tables.read("reference_sets", ["sample_row"])["sample_row"].to_numpy()
-    curves, sources = [np.empty((0, 2, len(sigmas)))], []
+    trusted = root.tables.read("reference_sets", ["sample_row"])["sample_row"].to_numpy()
+    own, sources = [np.empty(0)], [pa.chunked_array([], pa.string())]
     for batch in batches:
         samples = root.tables.read("samples", ["sample_row", "source"], {"ingest_batch": batch})
-        samples = samples.filter(pa.array(~np.isin(samples["sample_row"].to_numpy(), known)))
+        wanted = ~np.isin(samples["sample_row"].to_numpy(), trusted)
+        wanted &= ~pc.is_in(samples["source"], pa.array(settled, pa.string())).to_numpy()
+        if not wanted.any():
+            continue
+        samples = samples.filter(pa.array(wanted))
         measured = read_curves(root, batch, threshold.classifier_id)
-        curves.append(measured.of(samples["sample_row"].to_numpy()))
-        sources += samples["source"].to_pylist()
-    pooled = np.concatenate(curves)
-    found = decide_by_curve(threshold, pooled[:, 0], pooled[:, 1], sigmas)
-    levels = levels_of_sources(found, sources, quantile)
+        rows = samples["sample_row"].to_numpy()
+        curves = measured.all_of(rows, "noise curve", "curves")
+        own.append(own_levels(threshold, curves[:, 0], curves[:, 1], sigmas))
+        sources.append(samples["source"])
+    names = pa.chunked_array([chunk for column in sources for chunk in column.chunks], pa.string())
+    levels = levels_of_sources(np.concatenate(own), names.to_pylist(), quantile) | settled
     if not levels:
         raise AnnotationMissing(
             f"no pool image of {list(batches)} has a noise curve; run curves first"

@@ -5,6 +5,8 @@ Shapes: N samples, L levels.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipelines.scorers import PACKS as SCORERS
 from pipelines.scorers.base import Direction
-from schemas.errors import BadInput, TableMissing
+from schemas.errors import AnnotationMissing, BadInput, TableMissing
 from schemas.root import Root
 from schemas.scores import EXTERNAL
 
@@ -34,6 +36,25 @@ class Measured:
         """Return the wanted rows that were never measured: not null, but not there."""
         return np.setdiff1d(wanted_N, self.sample_rows)
 
+    def all_of(self, wanted_N: NDArray[np.int64], what: str, job: str) -> NDArray[np.float64]:
+        """Return what `of` does, but of rows that were all measured.
+
+        Args:
+            wanted_N: the rows.
+            what: was measured.
+            job: that measures it.
+
+        Raises:
+            AnnotationMissing: some rows were never measured.
+        """
+        missing = self.missing(wanted_N)
+        if len(missing):
+            raise AnnotationMissing(
+                f"{len(missing)} of {len(wanted_N)} samples have no {what} (first: sample_row "
+                f"{missing[0]}); run {job} on the batch again. Absence is not read as clean"
+            )
+        return self.of(wanted_N)
+
     def of(self, wanted_N: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the values of the wanted rows, float64 (N, ...), NaN where there is none."""
         out = np.full((len(wanted_N), *self.values.shape[1:]), np.nan)
@@ -48,6 +69,18 @@ class Measured:
 def scores_slice(scorer_version: str, batch: str) -> dict[str, str]:
     """Return the slice of a batch in `scores/<pack>`."""
     return {"scorer_version": scorer_version, "ingest_batch": batch}
+
+
+def sources_of(root: Root, batch: str) -> frozenset[str]:
+    """Return the sources of a batch; read once as long as its samples do not change."""
+    made = root.tables.fingerprint("samples", {"ingest_batch": batch})
+    return frozenset() if made is None else _sources(root.path, batch, made)
+
+
+@lru_cache(maxsize=4096)
+def _sources(root: Path, batch: str, fingerprint: str) -> frozenset[str]:
+    column = Root(root).tables.open("samples").read(["source"], {"ingest_batch": batch})["source"]
+    return frozenset(pc.unique(column).to_pylist())
 
 
 def curves_slice(classifier_id: str, batch: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ _OLDER = "trained before this was measured"
 
 CONTRACT = Contract(
     name="noise_classifiers",
-    version=2,
+    version=3,
     one_row_is="one trained noise classifier",
     key=("classifier_id",),
     columns=(
@@ -95,6 +95,14 @@ CONTRACT = Contract(
             "control",
             pa.string(),
             "JSON of the positive control: damage planted in held-out references, and its finding",
+        ),
+        Column(
+            "method_version",
+            pa.int32(),
+            "version of how classifiers are made; from one to the next, levels are not comparable",
+            nullable=True,
+            null_meaning="made before it was recorded, by version 1",
+            minimum=1,
         ),
         Column("config", pa.string(), "JSON of the full configuration"),
         Column("weights_sha256", pa.string(), "over all folds' weights", pattern=SHA256_PATTERN),

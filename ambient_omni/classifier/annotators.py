@@ -79,7 +79,10 @@ class Curves:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a curve is read: the threshold and the settings of `noise.crossing.find_crossings`."""
+    """How a curve is read: the threshold and the settings of `noise.crossing.find_crossings`.
+
+    A decay never reaches a threshold of 1/2 or more: there it does not count.
+    """
 
     tau: float = 0.45
     smoothing_octaves: float = 0.25
@@ -87,14 +90,44 @@ class Reading:
 
     def crossings(self, curves: Curves) -> Crossings:
         """Read curves."""
+        return self.find(curves.logits, curves.logit_standard_error, curves.sigmas)
+
+    def find(
+        self,
+        logits_NL: NDArray[np.floating],
+        standard_error_NL: NDArray[np.floating],
+        sigmas_L: NDArray[np.floating],
+    ) -> Crossings:
+        """Read curves given as arrays."""
         return find_crossings(
-            curves.logits,
-            curves.sigmas,
+            logits_NL,
+            sigmas_L,
             self.tau,
-            standard_error_NL=curves.logit_standard_error,
+            standard_error_NL=standard_error_NL,
             smoothing_octaves=self.smoothing_octaves,
-            decay_exponent=self.decay_exponent,
+            decay_exponent=self.decay,
         )
+
+    def interval(
+        self,
+        logits_NL: NDArray[np.floating],
+        standard_error_NL: NDArray[np.floating],
+        sigmas_L: NDArray[np.floating],
+    ) -> tuple[Floats, Floats]:
+        """Return the ends of the 90 % interval of sigma_min, (N,) each."""
+        return crossing_interval(
+            logits_NL,
+            sigmas_L,
+            self.tau,
+            standard_error_NL,
+            smoothing_octaves=self.smoothing_octaves,
+            decay_exponent=self.decay,
+        )
+
+    @property
+    def decay(self) -> float | None:
+        """The exponent that counts."""
+        return self.decay_exponent if self.tau < 0.5 else None
 
 
 @dataclass(frozen=True)
@@ -150,17 +183,8 @@ def annotate(
 ) -> Answer:
     """Return from which level on each image is usable, how sure that is, and what it cost."""
     found = annotator.curves(x0_BCHW, sample_ids)
-    errors = found.logit_standard_error
-    crossings = reading.crossings(found)
-    low, high = crossing_interval(
-        found.logits,
-        found.sigmas,
-        reading.tau,
-        errors,
-        smoothing_octaves=reading.smoothing_octaves,
-        decay_exponent=reading.decay_exponent,
-    )
-    return Answer(crossings, low, high, found.evaluations)
+    low, high = reading.interval(found.logits, found.logit_standard_error, found.sigmas)
+    return Answer(reading.crossings(found), low, high, found.evaluations)
 
 
 def make_annotator(config: AnnotatorConfig, classifier: Oracle, *, seed: int) -> Annotator:

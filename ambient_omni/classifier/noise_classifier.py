@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 
 from ambient_omni.classifier.config import ClassifierConfig, Question, TrainClassifierJob
-from ambient_omni.classifier.data import ClassifierData, fold_of
+from ambient_omni.classifier.data import VERSION, ClassifierData, fold_of
 from ambient_omni.classifier.grader import NoiseClassifier
 from ambient_omni.classifier.making import Maker, require_size
 from ambient_omni.classifier.prepared import prepare
@@ -62,7 +63,8 @@ def train_classifier(
     """Train a noise classifier, check it, and write its row of noise_classifiers.
 
     Does nothing when the same images, pixels and settings were trained on before. What was
-    stopped goes on with the first fold that is missing.
+    stopped goes on with the first fold that is missing; one whose files were lost or altered is
+    made anew as a whole, keeps its status, and has to grade again.
 
     Args:
         root: where packs and tables are.
@@ -90,7 +92,10 @@ def train_classifier(
     classifier_id = data.classifier_id(config, view.space, question)
     if not is_stored(root, classifier_id):
         with root.lock("train_classifier", classifier_id):
-            folder = root.classifiers / classifier_id
+            folder, status = root.classifiers / classifier_id, _status(root, classifier_id)
+            if status is not None:
+                # It was complete once: files that are left may be altered, and vouch for nothing.
+                shutil.rmtree(folder, ignore_errors=True)
             maker = Maker(root, config, view, data, folder, question)
             folds = [maker.fold(number) for number in range(config.num_folds)]
             measured = maker.measure(folds)
@@ -107,7 +112,8 @@ def train_classifier(
                 **measured,
                 "config": json.dumps(config.model_dump(mode="json")),
                 "weights_sha256": weights_hash(root, classifier_id, config.num_folds),
-                "status": "candidate",
+                "method_version": VERSION,
+                "status": status or "candidate",
                 "code_version": code_version(),
             }
             missing = dict.fromkeys(("good_share", "good_share_low", "good_share_high"))
@@ -116,3 +122,9 @@ def train_classifier(
     # While the packs of its pool are there for certain.
     prepare(root, classifier_id, config.own_grid)
     return classifier_id
+
+
+def _status(root: Root, classifier_id: str) -> str | None:
+    """Return the status of a classifier that was complete once."""
+    rows = root.tables.read("noise_classifiers", ["status"], {"classifier_id": classifier_id})
+    return rows["status"][0].as_py() if rows.num_rows else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +69,50 @@ def require_current(root: Root, classifier_id: str) -> None:
         ClassifierRefused: another version made it.
     """
     if _meta(root, classifier_id).get("version") != VERSION:
-        raise ClassifierRefused(
-            f"noise classifier {classifier_id} was made by another version of how classifiers are "
-            "calibrated (before version 2, levels are off by up to half an octave): train a new "
-            "one (train-classifier, or ambient-omni candidate), promote it where one is promoted, "
-            "and annotate anew"
-        )
+        raise ClassifierRefused(f"this is {_another(classifier_id)}")
+
+
+def require_current_levels(root: Root, policy_id: str) -> None:
+    """Refuse the levels of a policy that reads a classifier of another version.
+
+    Raises:
+        ClassifierRefused: another version made one of its classifiers.
+    """
+    rows = root.tables.read("policies", ["parameters"], {"policy_id": policy_id}).to_pylist()
+    rules = [json.loads(row["parameters"]) for row in rows]
+    asked = sorted({found for rule in rules for found in _classifiers_in(rule)})
+    if not asked:
+        return
+    for row in root.tables.read(
+        "noise_classifiers", ["classifier_id", "method_version"], {"classifier_id": asked}
+    ).to_pylist():
+        if (row["method_version"] or _version_beside(root, row["classifier_id"])) != VERSION:
+            raise ClassifierRefused(
+                f"the levels of policy {policy_id} are those of {_another(row['classifier_id'])}"
+            )
+
+
+def _version_beside(root: Root, classifier_id: str) -> int:
+    """Return the version in a classifier's folder, for rows from before they had one."""
+    file = root.classifiers / classifier_id / _META
+    return int(json.loads(file.read_text()).get("version", 1)) if file.exists() else 1
+
+
+def _classifiers_in(rule: Any) -> Iterator[str]:
+    """Yield the noise classifiers that a rule or one of its parts reads."""
+    for name, part in rule.items() if isinstance(rule, dict) else ():
+        if name == "classifier_id":
+            yield part
+        yield from _classifiers_in(part)
+
+
+def _another(classifier_id: str) -> str:
+    return (
+        f"noise classifier {classifier_id}, which was made by another version of how classifiers "
+        "are calibrated (before version 2, levels are off by up to half an octave): train a new "
+        "one (train-classifier, or ambient-omni candidate), promote it where one is promoted, "
+        "and annotate anew"
+    )
 
 
 def config_of(root: Root, classifier_id: str) -> ClassifierConfig:

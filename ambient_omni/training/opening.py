@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ambient_omni.classifier.stored import require_current_levels
 from ambient_omni.data.batches import BatchMaker
 from ambient_omni.data.training_data import (
     ReferenceImages,
@@ -48,6 +49,9 @@ def open_run(run: RunRecord) -> Opened:
         AmbientOmniError: for whatever would stop the run before or at its first evaluation.
     """
     config, space = run.config, space_of(run.config)
+    if not run.has_begun:
+        # One that has goes on as it began: its levels are pinned.
+        require_current_levels(run.root, config.policy_id)
     data = open_training_data(run.root, config, run.versions, space, run.pinned)
     batches = BatchMaker(data, config, config.condition_dropout)
     held_out = config.held_out

@@ -63,7 +63,7 @@ class RunRecord:
         if "text_encoder" in frozen:
             inputs["text_encoder"] = frozen["text_encoder"]
         run = cls(root, config, canonical_hash(inputs), versions, space, frozen)
-        if not (run.folder / _CONFIG_FILE).exists():
+        if not run.has_begun:
             return run
         versions, pinned = _read_begun(run.folder / _CONFIG_FILE)
         return replace(run, versions=versions, pinned=pinned)
@@ -72,6 +72,11 @@ class RunRecord:
     def folder(self) -> Path:
         """Where the run's files lie."""
         return self.root.runs / self.run_id
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has written what it is made of."""
+        return (self.folder / _CONFIG_FILE).exists()
 
     @property
     def checkpoints(self) -> Path:

@@ -30,6 +30,7 @@ from pipelines.policies import (
     QualityRank,
     SampleSizeAware,
     levels_of_sources,
+    own_levels,
     rank_border,
 )
 from pipelines.policies.base import Decisions
@@ -133,9 +134,9 @@ def _by_curve(**settings: Any) -> Callable[[Known], Decided]:
 
 def _one_level(known: Known) -> Decided:
     """Take the whole pool for one source."""
-    found = decide_by_curve(ClassifierThreshold(**_COMMON), *_curves(known))
+    own = own_levels(ClassifierThreshold(**_COMMON), *_curves(known))
     quantile = float(ClassifierPerSource.model_fields["quantile"].default)
-    (level,) = levels_of_sources(found, ["pool"] * len(found), quantile).values()
+    (level,) = levels_of_sources(own, ["pool"] * len(own), quantile).values()
     return _everywhere(level)(known)
 
 

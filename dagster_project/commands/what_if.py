@@ -58,7 +58,7 @@ def what_if(root_path: Path, policies: Sequence[str] = ()) -> str:
 
 
 def asked_rule(recipe: "Recipe", text: str) -> dict[str, Any] | str:
-    """Return the rule that a person means, or the id of a policy that is registered.
+    """Return the rule that a person means, or the name of an arm or the id of a policy.
 
     An arm's name (`everything`); changes to the main arm's rule (`tau=0.4`, several with commas);
     a whole rule as YAML, or a file of one (`{kind: quality_rank, column: sharpness, ...}`);
@@ -68,7 +68,7 @@ def asked_rule(recipe: "Recipe", text: str) -> dict[str, Any] | str:
         BadInput: the YAML cannot be read.
     """
     if text in recipe.arms:
-        return recipe.arms[text].model_dump(mode="json")
+        return text
     file = Path(text).expanduser()
     try:
         if text.endswith((".yaml", ".yml", ".json")):
@@ -116,6 +116,8 @@ def _policy(
     from dagster_project.recipe import parse_recipe
     from pipelines.policies import load
 
+    if isinstance(rule, str) and rule in recipe.arms:
+        return policy_of(root, request, recipe, rule)  # with what was frozen for it
     if isinstance(rule, str):
         known = root.tables.read("policies", ["policy_id"])["policy_id"].to_pylist()
         if rule not in known:
@@ -127,7 +129,9 @@ def _policy(
     arm = "asked"
     changed = recipe.model_dump(mode="json")
     changed["arms"] |= {arm: dict(rule)}
-    return policy_of(root, request, parse_recipe(changed, "--policy"), arm)
+    asked = parse_recipe(changed, "--policy")
+    same = [name for name in recipe.arms if asked.arms[name] == asked.arms[arm]]
+    return policy_of(root, request, asked, (*same, arm)[0])
 
 
 def _counts(root: Root, batches: Sequence[str], policy: "AnyPolicy") -> dict[str, int]:

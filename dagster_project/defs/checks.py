@@ -245,6 +245,12 @@ def _drift(project: Project, batch: str, levels_of: str | None) -> dg.AssetCheck
     config, before = request.operations.drift, accepted_before(request, batch) or ""
     findings = drift_of(root, request, batch, config, levels_of=levels_of)
     problem = told(findings, before, config.max_psi)
+    where = {"policy_id": levels_of or "", "ingest_batch": before}
+    if levels_of and before and root.tables.fingerprint("noise_annotations", where) is None:
+        problem = (
+            f"cannot be held against {before}, which has no levels under the present policy: "
+            "`ambient-omni rescore` gives it some"
+        )
     images = root.tables.fingerprint("samples", {"ingest_batch": batch}) or ""
     verdict = request.verdicts.get(batch)
     # Measured anew, by a new classifier say, images that were let in stay in.

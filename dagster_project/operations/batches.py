@@ -11,6 +11,7 @@ from schemas.errors import BadInput
 from schemas.reference_sets import TRUSTED
 from schemas.root import Root
 
+PER_SOURCE = "classifier_per_source"
 FOLLOWING = {"annotate": "annotate", "score": "score", "ingest": "ingest", "nothing": ""}
 
 
@@ -65,7 +66,8 @@ def chain_of(root: Root, request: Request, batch: str, until: str) -> list[tuple
     """Return the steps that bring one batch to `until`.
 
     With a promoted classifier, or an arm that needs none, they are about this batch alone, but for
-    the reference sets when it is one of theirs. Without one the classifier is the whole pool's: a
+    the reference sets when it is one of theirs, and but for the levels of all where they go by
+    source: a new source is a new policy. Without one the classifier is the whole pool's: a
     new batch changes it, and with it the levels of all.
     """
     steps, role = steps_until(until), request.batch(batch).role
@@ -79,7 +81,11 @@ def chain_of(root: Root, request: Request, batch: str, until: str) -> list[tuple
     for step in steps:
         if step.only_for is not None and not request.has_rule(step.only_for):
             continue
-        if step.roles and role in step.roles:
+        if step.name == "annotate" and role in step.roles and request.has_rule(PER_SOURCE):
+            # A new source makes a new policy, which all batches fall under: this one at the end.
+            others = [name for name in step.partitions(request, ()) if name != batch]
+            work += [(step, name) for name in (*others, batch)]
+        elif step.roles and role in step.roles:
             work.append((step, batch))
         elif step.only_for is not None and not step.roles and role == "pool":
             work.append((step, None))  # kept once measured: then it only says so

@@ -44,10 +44,23 @@ class Comparison:
 
 
 def promoted_id(root: Root, noise_space: str) -> str | None:
-    """Return the promoted classifier of a noise space, None where there is none."""
+    """Return the promoted classifier of a noise space, None where there is none.
+
+    Raises:
+        BadInput: there are two, and which one grades would be luck.
+    """
+    promoted = _promoted(root, noise_space)
+    if len(promoted) > 1:
+        raise BadInput(
+            f"noise classifiers {', '.join(promoted)} are all promoted in {noise_space}; promote "
+            "the right one again: that retires the others"
+        )
+    return promoted[0] if promoted else None
+
+
+def _promoted(root: Root, noise_space: str) -> list[str]:
     where = {"status": "promoted", "noise_space": noise_space, "question": QUESTION}
-    rows = root.tables.read(TABLE, ["classifier_id"], where)["classifier_id"].to_pylist()
-    return rows[0] if rows else None
+    return sorted(root.tables.read(TABLE, ["classifier_id"], where)["classifier_id"].to_pylist())
 
 
 def rival_id(root: Root, noise_space: str) -> str | None:
@@ -113,6 +126,8 @@ def promote(
 ) -> str | None:
     """Promote a classifier and retire the one before; return the retired one's id.
 
+    Doing it again changes nothing.
+
     Args:
         root: where the tables are.
         classifier_id: which.
@@ -121,8 +136,9 @@ def promote(
         comparison: with the promoted one; None: a person takes it as it is.
 
     Raises:
-        BadInput: there is no such classifier, or it is of another noise space.
+        BadInput: there is no such classifier, or it is of another noise space or question.
         ClassifierRefused: its control failed, or it does not beat the promoted one.
+        JobAlreadyRunning: another process promotes one.
     """
     from ambient_omni.classifier.stored import require_current
 
@@ -131,6 +147,11 @@ def promote(
         raise BadInput(
             f"classifier {classifier_id} grades in {row['noise_space']}, the recipe works in "
             f"{noise_space}; train one with this recipe"
+        )
+    if row["question"] != QUESTION:
+        raise BadInput(
+            f"classifier {classifier_id} answers {row['question']}, and only one of {QUESTION} "
+            "grades a pool"
         )
     require_current(root, classifier_id)
     if not control_passed(row):
@@ -141,12 +162,12 @@ def promote(
             f"{comparison.gain:.3f} +- {comparison.standard_error:.3f} in total variation, more "
             f"than {life.min_gain:g} by two standard errors is needed; --force promotes it anyway"
         )
-    before = promoted_id(root, noise_space)
-    rows = [row | {"status": "promoted"}]
-    if before not in (None, classifier_id):
-        rows.append(_row(root, str(before)) | {"status": "retired"})
-    root.tables.upsert(TABLE, contract(TABLE).table(rows), job="promote")
-    return before if before != classifier_id else None
+    with root.lock("promote", "classifiers"):
+        before = [name for name in _promoted(root, noise_space) if name != classifier_id]
+        rows = [_row(root, name) | {"status": "retired"} for name in before]
+        rows.append(_row(root, classifier_id) | {"status": "promoted"})
+        root.tables.upsert(TABLE, contract(TABLE).table(rows), job="promote")
+    return ", ".join(before) or None
 
 
 def newest_candidate(root: Root, noise_space: str) -> str:

@@ -17,6 +17,7 @@ from pipelines.job import JobReport
 from schemas.errors import (
     AnnotationMissing,
     BadInput,
+    ClassifierRefused,
     JobAlreadyRunning,
     NotEnoughReferences,
     TableMissing,
@@ -25,7 +26,7 @@ from schemas.reference_sets import TRUSTED
 from schemas.root import Root
 
 LAST_STEP = "annotate"
-_NOT_YET = (TableMissing, AnnotationMissing, BadInput, NotEnoughReferences)
+_NOT_YET = (TableMissing, AnnotationMissing, BadInput, ClassifierRefused, NotEnoughReferences)
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,15 @@ def _pack(root: Root, request: Request, recipe: Recipe, batch: str) -> str:
 
 
 def _classifier(root: Root, request: Request, recipe: Recipe, _: str) -> str:
+    from ambient_omni.classifier.stored import is_current
+
     wanted = classifier_id_of(root, request)
     known = root.tables.read("noise_classifiers", ["status"], {"classifier_id": wanted})
-    return "" if known.num_rows else "the pool or the reference changed, and none is promoted"
+    if not known.num_rows:
+        return "the pool or the reference changed, and none is promoted"
+    if not is_current(root, wanted):
+        return "its files are missing, or another version made it: train a candidate and promote it"
+    return ""
 
 
 def _curves(root: Root, request: Request, recipe: Recipe, batch: str) -> str:

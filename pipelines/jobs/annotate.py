@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pipelines import duplicates, policies
 from pipelines.job import JobReport
 from pipelines.measures import (
-    Measured,
     classifier_row,
     crop_classifier_row,
     crop_scores_slice,
@@ -39,7 +38,7 @@ from pipelines.policies import (
     SampleSizeAware,
 )
 from pipelines.slices import Target
-from schemas.errors import AnnotationMissing, BadInput, TableMissing
+from schemas.errors import BadInput, TableMissing
 from schemas.ids import canonical_hash
 from schemas.root import Root
 from schemas.scores import EXTERNAL, EXTERNAL_COLUMN
@@ -248,7 +247,7 @@ def _scores(
     if not len(rows_N):
         return np.empty(0)
     measured = read_scores(root, batch, policy.pack, policy.column, policy.scorer_version)
-    return _all_of_them(measured, rows_N, f"{policy.column} score", "score")
+    return measured.all_of(rows_N, f"{policy.column} score", "score")
 
 
 def _external(root: Root, batch: str, policy: External, rows_N: NDArray[np.int64]) -> Decisions:
@@ -256,7 +255,7 @@ def _external(root: Root, batch: str, policy: External, rows_N: NDArray[np.int64
         if not len(rows_N):
             return np.empty(0)
         measured = read_scores(root, batch, EXTERNAL, EXTERNAL_COLUMN, version)
-        return _all_of_them(measured, rows_N, f"imported number of {version}", "import-levels")
+        return measured.all_of(rows_N, f"imported number of {version}", "import-levels")
 
     high = policy.sigma_max_version
     return policies.decide_external(
@@ -273,7 +272,7 @@ def _windows(
     what = f"crop classifier {policy.crop_classifier_id}"
     _require_space(policy, str(classifier["noise_space"]), what)
     measured = read_crop_scores(root, batch, policy.crop_classifier_id)
-    said = _all_of_them(measured, rows_N, "crop scores", "crops")
+    said = measured.all_of(rows_N, "crop scores", "crops")
     return policies.decide_windows(policy, said[:, 0])
 
 
@@ -289,7 +288,7 @@ def _decide_by_curve(
     curves = np.empty((0, 2, len(sigmas)))
     if len(rows_N):
         measured = read_curves(root, batch, policy.classifier_id)
-        curves = _all_of_them(measured, rows_N, "noise curve", "curves")
+        curves = measured.all_of(rows_N, "noise curve", "curves")
     logits, errors = curves[:, 0], curves[:, 1]
     if isinstance(policy, SampleSizeAware):
         return policies.decide_by_sample_size(policy, logits, errors, sigmas)
@@ -306,18 +305,6 @@ def _require_space(policy: AnyPolicy, found: str, what: str) -> None:
         f"not carry over: train one on packs of {policy.noise_space} (for latents, encode the "
         "batches first), run its measurements, and name it in the policy"
     )
-
-
-def _all_of_them(
-    measured: Measured, rows_N: NDArray[np.int64], what: str, job: str
-) -> NDArray[np.float64]:
-    missing = measured.missing(rows_N)
-    if len(missing):
-        raise AnnotationMissing(
-            f"{len(missing)} of {len(rows_N)} samples have no {what} (first: sample_row "
-            f"{missing[0]}); run {job} on the batch again. Absence is not read as clean"
-        )
-    return measured.of(rows_N)
 
 
 def _spread(decided: Decisions, is_reference: NDArray[np.bool_]) -> Decisions:

@@ -25,7 +25,7 @@ from ambient_omni.data.packs import Pack, PackMissing, PackSet, to_x0
 from pipelines.batches import BatchFacts, ImageTask, image_tasks, open_batch, read_ids
 from pipelines.job import JobReport
 from pipelines.jobs.pack import pack_inputs
-from pipelines.measures import curves_slice
+from pipelines.measures import classifier_row, curves_slice
 from pipelines.slices import Target, Writers, run_slices
 from pipelines.spark import SparkSettings
 from schemas.root import Root
@@ -69,7 +69,10 @@ def curves(
         facts = open_batch(root, batch)
         # The default says nothing, so that slices from before there was a choice stay current.
         how = {} if annotator is None else {"annotator": annotator.model_dump(mode="json")}
-        target = Target(TABLE, curves_slice(classifier_id, batch), facts.inputs | how)
+        require_current(root, classifier_id)
+        # The same id can be remade of lost files, and is then another network.
+        weights = {"weights": str(classifier_row(root, classifier_id)["weights_sha256"])}
+        target = Target(TABLE, curves_slice(classifier_id, batch), facts.inputs | how | weights)
         current = target.is_current(root)
         written = 0
         if not current and not dry_run:
@@ -102,7 +105,6 @@ def _run(
             f"batch {facts.batch!r} has no current pack for {space.noise_space}; "
             + space.how_to_build(facts.batch)
         )
-    require_current(root, classifier_id)
     prepare(root, classifier_id, annotator or config_of(root, classifier_id).own_grid)
     tasks = image_tasks(root, facts)
     folder = root.classifiers / classifier_id / f"parts-{facts.batch}"

@@ -6,7 +6,13 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 
 from pipelines.policies.base import REFERENCE, UNSCORED, Decisions
-from pipelines.policies.by_curve import ClassifierThreshold, CurvePolicy, decide_by_curve
+from pipelines.policies.by_curve import (
+    ClassifierThreshold,
+    CurvePolicy,
+    decide_by_curve,
+    own_levels,
+    reading_of,
+)
 from pipelines.policies.by_duplicates import BestOfDuplicates, without_duplicates
 from pipelines.policies.by_pilot import PilotCalibrated, decide_by_pilot
 from pipelines.policies.by_rank import QualityRank, decide_by_rank, rank_border, tie_breaks
@@ -52,7 +58,9 @@ __all__ = [
     "from_values",
     "levels_of_sources",
     "load",
+    "own_levels",
     "rank_border",
+    "reading_of",
     "register",
     "tie_breaks",
     "with_windows",

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ambient_omni.noise.crossing import Crossings, crossing_interval, find_crossings, monotone_fit
+from ambient_omni.classifier.annotators import Reading
+from ambient_omni.noise.crossing import Crossings, monotone_fit
 from pipelines.policies.base import UNSCORED, Decisions, Floats, PolicyBase
 
 MIN_EXPONENT, MAX_EXPONENT = 0.5, 8.0
@@ -66,14 +67,25 @@ def decide_by_curve(
     sigmas_L: NDArray[np.floating],
 ) -> Decisions:
     """Decide from curves of logits; a curve with a number that is not finite is unscored."""
-    return decide_at(
-        logits_NL,
-        standard_error_NL,
-        sigmas_L,
-        policy.tau,
-        policy.smoothing_octaves,
-        policy.decay_exponent if policy.tau < 0.5 else None,
-    )
+    return decide_at(logits_NL, standard_error_NL, sigmas_L, reading_of(policy))
+
+
+def own_levels(
+    policy: ClassifierThreshold,
+    logits_NL: NDArray[np.floating],
+    standard_error_NL: NDArray[np.floating],
+    sigmas_L: NDArray[np.floating],
+) -> Floats:
+    """Return the levels of `decide_by_curve` alone, (N,); inf: never, NaN: not measured."""
+    found = reading_of(policy).find(logits_NL, standard_error_NL, sigmas_L)
+    levels = np.where(found.is_null, np.inf, found.sigma_min)
+    own: Floats = np.where(np.isfinite(logits_NL).all(axis=1), levels, np.nan)
+    return own
+
+
+def reading_of(policy: ClassifierThreshold) -> Reading:
+    """Return how a policy reads curves."""
+    return Reading(policy.tau, policy.smoothing_octaves, policy.decay_exponent)
 
 
 def decide_above(
@@ -100,7 +112,8 @@ def decide_above(
     logits, threshold = np.asarray(logits_NL, np.float64), np.asarray(threshold_L, np.float64)
     shifted = np.where(np.isinf(threshold), -np.sign(threshold) * _FAR, logits - threshold)
     shifted = np.where(np.isfinite(logits), shifted, np.nan)
-    found = decide_at(shifted, standard_error_NL, sigmas_L, 0.5, smoothing_octaves, None)
+    at_half = Reading(0.5, smoothing_octaves, None)
+    found = decide_at(shifted, standard_error_NL, sigmas_L, at_half)
     # Each level has a threshold of its own, so no one decay leads to it: these floors are hard.
     return replace(found, slope=np.full(len(found), np.nan))
 
@@ -109,31 +122,17 @@ def decide_at(
     logits_NL: NDArray[np.floating],
     standard_error_NL: NDArray[np.floating],
     sigmas_L: NDArray[np.floating],
-    tau: float,
-    smoothing_octaves: float,
-    decay_exponent: float | None,
+    reading: Reading,
 ) -> Decisions:
     """Decide by one threshold."""
-    found = find_crossings(
-        logits_NL,
-        sigmas_L,
-        tau,
-        standard_error_NL=standard_error_NL,
-        smoothing_octaves=smoothing_octaves,
-        decay_exponent=decay_exponent,
-    )
-    low, high = crossing_interval(
-        logits_NL,
-        sigmas_L,
-        tau,
-        standard_error_NL,
-        smoothing_octaves=smoothing_octaves,
-        decay_exponent=decay_exponent,
-    )
+    found = reading.find(logits_NL, standard_error_NL, sigmas_L)
+    low, high = reading.interval(logits_NL, standard_error_NL, sigmas_L)
     reason = np.where(found.sigma_min == 0, "usable_everywhere", "crossing")
     reason = np.where(found.is_null, "never_crosses", reason)
     is_measured = np.isfinite(logits_NL).all(axis=1)
-    slope = decay_slope(logits_NL, sigmas_L, found.sigma_min, np.full(len(found.slope), tau))
+    slope = decay_slope(
+        logits_NL, sigmas_L, found.sigma_min, np.full(len(found.slope), reading.tau)
+    )
     return Decisions(
         sigma_min=np.where(found.is_null, np.nan, found.sigma_min),
         slope=slope,

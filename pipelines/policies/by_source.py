@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.policies.base import UNSCORED, Decisions, PolicyBase
+from pipelines.policies.base import Decisions, Floats, PolicyBase
 from pipelines.policies.by_curve import ClassifierThreshold
 from schemas.errors import BadInput
 
@@ -75,20 +75,23 @@ def _levels(levels: dict[str, float | None]) -> dict[str, float | None]:
 
 
 def levels_of_sources(
-    found: Decisions, sources: Sequence[str], quantile: float
+    own_N: Floats, sources: Sequence[str], quantile: float
 ) -> dict[str, float | None]:
     """Return, per source, the least level that a share of its images' own levels is at or below.
 
     Args:
-        found: each image's own level; images that were not measured do not count.
+        own_N: each image's own level, inf: never; NaN: not measured, which does not count.
         sources: their N sources.
         quantile: the share, in (0, 1]. Where fewer images have any level, the source has none.
     """
-    levels = np.where(np.isnan(found.sigma_min), np.inf, found.sigma_min)
-    names, is_measured = np.asarray(sources, object), found.reason != UNSCORED
+    is_measured = ~np.isnan(own_N)
+    names, number_N = np.unique(np.asarray(sources, object)[is_measured], return_inverse=True)
+    # By source in one sort, however many there are.
+    order = np.argsort(number_N, kind="stable")
+    starts = np.searchsorted(number_N[order], np.arange(1, len(names)))
+    parts = np.split(own_N[is_measured][order], starts)
     out: dict[str, float | None] = {}
-    for source in sorted(set(names[is_measured])):
-        own = levels[is_measured & (names == source)]
+    for source, own in zip(names.tolist(), parts, strict=False):
         level = float(np.quantile(own, quantile, method="inverted_cdf"))
         out[source] = level if math.isfinite(level) else None
     return out

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from ambient_omni import rng
+from ambient_omni.classifier import stored
 from ambient_omni.classifier.annotators import Grid, Reading, annotate
 from ambient_omni.classifier.config import GridConfig
 from ambient_omni.classifier.noise_classifier import (
@@ -24,6 +25,7 @@ from ambient_omni.data.pack_writer import PackWriter
 from ambient_omni.data.packs import PackSet, to_x0
 from ambient_omni.data.transforms import Transform
 from schemas.errors import BadInput, ClassifierRefused, NotEnoughReferences
+from schemas.registry import contract
 from tests.data.tiny_vae import NUM_CHANNELS, save_tiny_vae
 
 TRANSFORM = Transform(resolution=16)
@@ -416,6 +418,24 @@ def test_altered_weights_are_refused(trained):
     file.write_bytes(bytes(data))
     with pytest.raises(ClassifierRefused, match="missing or altered"):
         load(filled, classifier_id)
+
+
+def test_one_whose_files_were_altered_is_made_anew_as_a_whole_and_keeps_its_status(
+    filled, hardly_trained
+):
+    name = train(filled, **hardly_trained)
+    (row,) = filled.tables.read("noise_classifiers").to_pylist()
+    table = contract("noise_classifiers").table([row | {"status": "promoted"}])
+    filled.tables.upsert("noise_classifiers", table, job="tests")
+    file = filled.classifiers / name / "fold-1.safetensors"
+    network = stored.load_network(file, ClassifierConfig.model_validate(QUICK), 3)
+    next(network.parameters()).data += 1.0
+    stored.save_network(network, file)
+    assert train(filled, **hardly_trained) == name
+    (again,) = filled.tables.read("noise_classifiers").to_pylist()
+    assert again["status"] == "promoted"
+    assert again["weights_sha256"] == row["weights_sha256"]
+    assert load(filled, name).classifier_id == name
 
 
 def test_an_unknown_classifier_is_bad_input(filled):

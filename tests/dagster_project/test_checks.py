@@ -150,6 +150,15 @@ def test_a_batch_that_drifts_is_held_back_and_said_why(root, stream):
     assert Request.load(root).is_held("b")
 
 
+def test_a_batch_is_not_let_in_where_the_one_before_has_no_levels_under_the_policy(root, stream):
+    found = stream("b", LOW)
+    assert not found.passed
+    assert "cannot be held against a" in found.description
+    assert Request.load(root).is_held("b")
+    assert stream("a", LOW).passed
+    assert stream("b", LOW).passed
+
+
 def test_a_held_batch_whose_levels_are_mended_is_let_in(root, stream):
     stream("a", LOW)
     stream("b", HIGH)

@@ -186,6 +186,15 @@ def test_without_a_promoted_classifier_a_batch_brings_the_whole_pool_along(asked
     assert [name for name, partition in steps if partition] == [
         "ingest", "score", "ood", "pack", "curves", "annotate"]  # fmt: skip
 
+    arms = {**request.recipe["arms"], "by_source": {"kind": "classifier_per_source"}}
+    by_source = request.model_copy(update={"recipe": {**request.recipe, "arms": arms}})
+    work = [
+        partition
+        for step, partition in chain_of(asked.root, by_source, "a", "annotate")
+        if step.name == "annotate"
+    ]
+    assert work == ["reference", "b", "a"]  # a new source is a new policy: for all, "a" last
+
 
 def promoted_row(root, request):
     table = contract("noise_classifiers")

@@ -5,7 +5,10 @@ from dagster_project.recipe import parse_recipe
 from dagster_project.request import BatchRequest
 from pipelines.jobs.annotate import annotate
 from pipelines.policies import PilotCalibrated
+from pipelines.scorers import PACKS
 from schemas.errors import BadInput, TableMissing
+from schemas.registry import contract
+from tests.ambient_omni.conftest import define_set
 from tests.dagster_project.conftest import ARMS, add_pool
 
 
@@ -50,6 +53,69 @@ def test_sources_keep_their_level_and_later_ones_are_added(root, request_, make_
     assert second.levels["elsewhere"] > first.levels["folder"]
     annotate(root, "foreign", second)
     assert policy_of(root, grown, recipe, "by_source").policy_id == second.policy_id
+
+
+def by_source(request_):
+    arms = {**ARMS, "by_source": {"kind": "classifier_per_source"}}
+    return parse_recipe({**request_.recipe, "arms": arms}, "test")
+
+
+def test_a_batch_that_is_not_graded_yet_keeps_no_other_from_its_levels(
+    root, request_, make_batch, images
+):
+    recipe = by_source(request_)
+    first = policy_of(root, request_, recipe, "by_source")
+    annotate(root, "pool", first)
+    make_batch(root, "ungraded", images(3, seed=9), source="new")
+    grown = request_.with_batches([BatchRequest(name="ungraded", role="pool", source="x")])
+    assert policy_of(root, grown, recipe, "by_source").policy_id == first.policy_id
+    with pytest.raises(BadInput, match="no level for source 'new'"):
+        annotate(root, "ungraded", first)
+
+
+def test_a_source_of_references_alone_is_not_waited_for(root, request_, make_batch, images):
+    recipe = by_source(request_)
+    first = policy_of(root, request_, recipe, "by_source")
+    annotate(root, "pool", first)
+    add_pool(root, make_batch, images, "chosen", 40, source="chosen")
+    rows = root.tables.read("samples", where={"ingest_batch": "chosen"})["sample_row"].to_pylist()
+    define_set(root, "validation", rows)
+    grown = request_.with_batches([BatchRequest(name="chosen", role="pool", source="x")])
+    found = policy_of(root, grown, recipe, "by_source")
+    assert found.policy_id == first.policy_id
+    annotate(root, "chosen", found)
+
+
+def test_the_border_of_a_rank_is_of_one_version_of_its_scorer(root, request_, monkeypatch):
+    arms = {**ARMS, "ranked": {"kind": "quality_rank", "column": "sharpness", "good_fraction": 0.5,
+                               "sigma_min_rest": None}}  # fmt: skip
+    recipe = parse_recipe({**request_.recipe, "arms": arms}, "test")
+    put_scores(root, "old")
+    monkeypatch.setitem(PACKS["classical"].__dict__, "version", "old")
+    first = policy_of(root, request_, recipe, "ranked")
+    annotate(root, "pool", first)
+    assert policy_of(root, request_, recipe, "ranked") == first
+    monkeypatch.setitem(PACKS["classical"].__dict__, "version", "new")
+    with pytest.raises(TableMissing, match="of version new; run score"):
+        policy_of(root, request_, recipe, "ranked")
+    put_scores(root, "new")
+    second = policy_of(root, request_, recipe, "ranked")
+    assert (first.scorer_version, second.scorer_version) == ("old", "new")
+
+
+def put_scores(root, version):
+    rows = root.tables.read("samples", where={"ingest_batch": "pool"})["sample_row"].to_pylist()
+    table = contract("scores/classical")
+    values = [
+        {column.name: None for column in table.columns}
+        | {"sample_row": row, "ingest_batch": "pool", "scorer_version": version,
+           "sharpness": float(row)}
+        for row in rows
+    ]  # fmt: skip
+    slice_ = {"scorer_version": version, "ingest_batch": "pool"}
+    root.tables.commit(
+        "scores/classical", table.table(values), slice=slice_, inputs={"v": version}, job="tests"
+    )
 
 
 def test_a_soft_threshold_gives_no_level_per_source(request_):

@@ -3,8 +3,12 @@
 import pytest
 
 from dagster_project import cli
-from dagster_project.commands.what_if import asked_rule, what_if
+from dagster_project.arms import policy_of
+from dagster_project.commands.what_if import _policy, asked_rule, what_if
+from dagster_project.request import BatchRequest
+from pipelines.jobs.annotate import annotate
 from schemas.errors import BadInput
+from tests.dagster_project.conftest import add_pool
 
 
 @pytest.fixture
@@ -47,6 +51,19 @@ def test_an_arm_a_rule_and_a_file_are_taken_alike(asked, tmp_path):
 
 def test_the_present_rule_changes_nothing(asked):
     assert {row[2] for row in cells(what_if(asked.path, ["annotated"])).values()} == {0}
+
+
+def test_an_arm_whose_thresholds_are_frozen_is_shown_as_it_is_trained(
+    asked, request_, make_batch, images
+):
+    recipe = request_.full_recipe
+    frozen = policy_of(asked, request_, recipe, "counted")
+    annotate(asked, "pool", frozen)
+    add_pool(asked, make_batch, images, "later", 40)
+    grown = request_.with_batches([BatchRequest(name="later", role="pool", source="x")])
+    grown.save(asked)
+    for ask in ("counted", "{kind: sample_size, constant: 3.0}"):
+        assert _policy(asked, grown, recipe, asked_rule(recipe, ask)) == frozen
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from pipelines.jobs.pack import build_pack
 from pipelines.measures import noise_space_of
 from pipelines.policies import ClassifierThreshold
 from pipelines.spark import TasksFailed
-from schemas.errors import BadInput, JobAlreadyRunning, TableMissing
+from schemas.errors import BadInput, ClassifierRefused, JobAlreadyRunning, TableMissing
 from schemas.registry import contract
 from schemas.root import write_json
 
@@ -113,6 +113,27 @@ def test_running_twice_changes_nothing(packed):
     assert (second.written, second.unchanged) == (0, 10)
     assert second.versions == first.versions
     assert rows_of(packed) == before
+
+
+def test_curves_of_a_classifier_that_was_remade_under_its_id_are_stale(packed):
+    curves(packed, "b1", "c1")
+    file = packed.classifiers / "c1" / classifier_module.fold_file(0)
+    network = classifier_module.load_network(file, CONFIG, 3)
+    next(network.parameters()).data += 0.1
+    classifier_module.save_network(network, file)
+    (row,) = packed.tables.read("noise_classifiers").to_pylist()
+    row["weights_sha256"] = classifier_module.weights_hash(packed, "c1", CONFIG.num_folds)
+    table = contract("noise_classifiers").table([row])
+    packed.tables.upsert("noise_classifiers", table, job="tests")
+    assert curves(packed, "b1", "c1", dry_run=True).unchanged == 0
+    assert curves(packed, "b1", "c1").written == 10
+
+
+def test_a_classifier_of_another_version_does_not_pass_for_done(packed, monkeypatch):
+    curves(packed, "b1", "c1")
+    monkeypatch.setattr(classifier_module, "VERSION", classifier_module.VERSION + 1)
+    with pytest.raises(ClassifierRefused, match="another version"):
+        curves(packed, "b1", "c1", dry_run=True)
 
 
 def test_a_second_classifier_stands_beside_the_first(packed):

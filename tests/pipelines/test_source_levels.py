@@ -10,10 +10,8 @@ from pydantic import ValidationError
 from pipelines.freezing import freeze_source_levels
 from pipelines.jobs.annotate import annotate
 from pipelines.policies import (
-    UNSCORED,
     ClassifierPerSource,
     ClassifierThreshold,
-    Decisions,
     levels_of_sources,
 )
 from pipelines.policy_files import policy_from_file
@@ -23,13 +21,6 @@ from tests.pipelines.test_annotate_job import SIGMAS, SPACE, put_curves
 
 THRESHOLD = ClassifierThreshold(noise_space=SPACE, classifier_id="c1")
 STRENGTHS = np.array([0.0, 0.02, 0.2, 0.5, 1.0, 50.0])
-
-
-def decided(levels, reasons=None):
-    levels = np.asarray(levels, np.float64)
-    return Decisions.without_curve(
-        levels, np.full(len(levels), "crossing", object) if reasons is None else reasons
-    )
 
 
 @pytest.fixture
@@ -57,7 +48,8 @@ def test_a_sources_level_is_the_least_that_the_share_of_its_images_is_at_or_belo
     levels, quantile, seed
 ):
     names = np.random.Generator(np.random.Philox(seed)).choice(["a", "b"], len(levels)).tolist()
-    found = levels_of_sources(decided(levels), names, quantile)
+    own = np.where(np.isnan(levels), np.inf, levels)
+    found = levels_of_sources(own, names, quantile)
     assert set(found) == set(names)
     for source, level in found.items():
         own = np.array([v for v, n in zip(levels, names, strict=True) if n == source])
@@ -71,8 +63,8 @@ def test_a_sources_level_is_the_least_that_the_share_of_its_images_is_at_or_belo
 
 
 def test_images_that_were_not_measured_do_not_count():
-    reasons = np.array(["crossing", UNSCORED, UNSCORED], object)
-    assert levels_of_sources(decided([1.0, np.nan, np.nan], reasons), list("aab"), 0.9) == {"a": 1}
+    assert levels_of_sources(np.array([1.0, np.nan, np.nan]), list("aab"), 0.9) == {"a": 1}
+    assert levels_of_sources(np.array([np.nan]), ["a"], 0.9) == {}
 
 
 def test_every_image_of_a_source_gets_its_level(graded):

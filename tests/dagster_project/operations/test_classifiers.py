@@ -22,12 +22,20 @@ LIFE = ClassifierLife()
 
 
 def trained(
-    root, name, *, space=SPACE, found=True, batches=("pool",), status="candidate", version=VERSION
+    root,
+    name,
+    *,
+    space=SPACE,
+    found=True,
+    batches=("pool",),
+    status="candidate",
+    version=VERSION,
+    question="reference_against_pool",
 ):
     table = contract("noise_classifiers")
     row = {
         "classifier_id": name,
-        "question": "reference_against_pool",
+        "question": question,
         "reference_set": "trusted",
         "pool_batches": list(batches),
         "noise_space": space,
@@ -121,3 +129,20 @@ def test_the_newest_candidate_is_the_one_that_saw_most_batches(root):
 @pytest.mark.parametrize(("gain", "error", "beats"), [(0.1, 0.01, True), (0.1, 0.06, False)])
 def test_a_gain_counts_beyond_two_standard_errors(gain, error, beats):
     assert Comparison(gain, error, (9, 9)).beats(0.0) is beats
+
+
+def test_one_of_another_question_does_not_take_the_place_of_the_one_that_grades(root):
+    trained(root, "a", status="promoted")
+    trained(root, "control", question="clean_against_damage")
+    with pytest.raises(BadInput, match="clean_against_damage"):
+        promote(root, "control", SPACE, LIFE)
+    assert promoted_id(root, SPACE) == "a"
+
+
+def test_two_that_are_promoted_are_named_and_promoting_one_mends_it(root):
+    for name in ("a", "b", "c"):
+        trained(root, name, status="promoted")
+    with pytest.raises(BadInput, match="a, b, c are all promoted"):
+        promoted_id(root, SPACE)
+    assert promote(root, "b", SPACE, LIFE) == "a, c"
+    assert statuses(root) == {"a": "retired", "b": "promoted", "c": "retired"}
