@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ambient_omni.noise.usable import Levels
 from benchmarks.evidence.cells import PILOTS, Arm, Form
 from benchmarks.evidence.curves import NOISE_SPACE
+from benchmarks.evidence.images import MIX
 from benchmarks.evidence.levels import ArmLevels, SoftLevels, ambient, hard
 from benchmarks.evidence.scenes import Scene
 from pipelines.pilot.choose import choose
@@ -140,6 +141,21 @@ def _one_level(known: Known) -> Decided:
     return _everywhere(level)(known)
 
 
+def _kept(is_kept: NDArray[np.bool_]) -> Decided:
+    """Filter: level 0 for some images, never for the others."""
+    policy = FixedPerSource(noise_space=NOISE_SPACE, levels={"kept": 0.0, "out": None})
+    return decide_by_source(policy, np.where(is_kept, "kept", "out").tolist()), {}
+
+
+def _lowest_levels(known: Known) -> Decided:
+    """Filter by the classifier, which is told how many images of a mixed pool are undamaged."""
+    own = own_levels(ClassifierThreshold(**_COMMON), *_curves(known))
+    count = round(len(own) * MIX.count(None) / len(MIX))
+    # Among equal levels, by the curve as a whole: the more trusted first.
+    order = np.lexsort((-known.curves["logits"].mean(axis=1), own))
+    return _kept(np.isin(np.arange(len(own)), order[:count]))
+
+
 def _by_pilot(known: Known) -> Decided:
     config = PilotConfig(classifier_id="evidence", batches=("pool",))
     measured = [known.pilots[arm] for arm in PILOTS]
@@ -222,4 +238,7 @@ _DECIDE: Mapping[Arm, Callable[[Known], Decided]] = {
     "pilot": _by_pilot,
     "sample_size": _by_sample_size,
     "windows": _windowed,
+    "filter_by_level": _lowest_levels,
+    # What a perfect filter would keep.
+    "filter_oracle": lambda known: _kept(known.scene.is_undamaged),
 }

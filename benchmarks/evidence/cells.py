@@ -9,7 +9,7 @@ from pydantic import Field
 from ambient_omni.classifier.config import ClassifierConfig
 from ambient_omni.config import Frozen
 from ambient_omni.generation.config import SampleConfig
-from benchmarks.evidence.images import DATA_VERSION, MIXED, DataSet
+from benchmarks.evidence.images import DATA_VERSION, MIX, MIXED, DataSet
 from benchmarks.evidence.training import TrainingSettings
 from schemas.ids import canonical_hash
 
@@ -27,6 +27,8 @@ Arm = Literal[
     "pilot",
     "ambient",
     "windows",
+    "filter_by_level",
+    "filter_oracle",
     "all_clean",
     # What the pilot tries beside the first two.
     "above_0.3",
@@ -34,9 +36,11 @@ Arm = Literal[
 ]
 """Ways to train. See `arms`."""
 
-Stage = Literal["curves", "windows", "train", "measure"]
+Stage = Literal["curves", "windows", "train", "measure", "nearest"]
 
-VERSIONS: dict[Stage, int] = {"curves": 3, "windows": 1, "train": 1, "measure": 2}
+VERSIONS: dict[Stage, int] = {
+    "curves": 3, "windows": 1, "train": 1, "measure": 2, "nearest": 1,
+}  # fmt: skip
 """Raise one whenever its stage computes something else: its results, and all that rest on them,
 are computed anew."""
 
@@ -48,7 +52,7 @@ FOREIGN = "foreign"
 _WITHOUT_DAMAGE: frozenset[Arm] = frozenset({"only_reference", "all_clean"})
 _BY_CURVE: frozenset[Arm] = frozenset(
     {"classifier_hard", "classifier_soft", "classifier_strict", "one_level", "sample_size", "pilot",
-     "ambient", "above_0.3", "above_0.45"}
+     "ambient", "above_0.3", "above_0.45", "filter_by_level"}
 )  # fmt: skip
 
 PILOTS: tuple[Arm, ...] = ("keep_everything", "above_0.3", "above_0.45", "only_reference")
@@ -117,7 +121,7 @@ class Form(Frozen):
 
 
 class Task(Frozen):
-    """One thing to compute: a classifier and its curves, a training, or its measures."""
+    """One thing to compute: a classifier and its curves, a training, its measures, its copies."""
 
     stage: Stage
     cell: Cell
@@ -142,6 +146,8 @@ class Task(Frozen):
             return ()
         if self.stage == "measure":
             return (Task.of("train", cell),)
+        if self.stage == "nearest":
+            return (Task.of("measure", cell), *Task.of("train", cell).needs())
         found = [Task.of("curves", cell)] if cell.arm in _BY_CURVE else []
         if cell.arm == "windows":
             found.append(Task.of("windows", cell))
@@ -150,14 +156,17 @@ class Task(Frozen):
 
     def form_of(self, need: Task, form: Form) -> Form:
         """Return the form that a need is computed in: pilots may be shorter than the run."""
-        return form.pilots if form.pilots and self.stage == need.stage == "train" else form
+        pilots = need.stage == "train" and self.stage in ("train", "nearest")
+        return form.pilots if form.pilots and pilots else form
 
     def key(self, form: Form) -> str:
         """Return the hash of everything that the result depends on."""
         of_arm = _ARM_VERSIONS.get(self.cell.arm)
+        mixed = self.cell.problem.damage == MIXED
         return canonical_hash(
             {
                 **({"arm_version": of_arm} if of_arm and self.stage == "train" else {}),
+                **({"mix": MIX} if mixed else {}),
                 "stage": self.stage,
                 "version": VERSIONS[self.stage],
                 "data_version": DATA_VERSION,
@@ -173,6 +182,7 @@ _SETTINGS: dict[Stage, tuple[str, ...]] = {
     "windows": ("num_validation", "num_crops"),
     "train": ("num_validation", "training", "fixed_level"),
     "measure": ("num_test", "test_sigmas", "samples", "feature_side"),
+    "nearest": ("num_test", "test_sigmas"),
 }
 
 

@@ -89,11 +89,9 @@ class Study(BaseModel):
 
 def export(form: Form, folder: Path) -> Path:
     """Write what is finished; to the repository, of the quick form beside the cache."""
-    store, rows = Store(folder), []
-    for _, cell in plan.cells(form):
-        train, measure = Task.of("train", cell), Task.of("measure", cell)
-        if store.has(measure, form):
-            rows.append(_row(cell, train, measure, form, store))
+    store = Store(folder)
+    done = [cell for cell in plan.cells(form) if store.has(Task.of("nearest", cell), form)]
+    rows = [_row(cell, form, store) for cell in done]
     rows.sort(key=lambda row: str(row["cell"]))
     target = path_of(form, folder)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +162,8 @@ def paired_by_photo(one: Row, other: Row) -> tuple[float, float]:
     return mean, float(student.ppf(0.975, count - 1) * error)
 
 
-def _row(cell: Cell, train: Task, measure: Task, form: Form, store: Store) -> dict[str, Any]:
+def _row(cell: Cell, form: Form, store: Store) -> dict[str, Any]:
+    train, measure, near = (Task.of(stage, cell) for stage in ("train", "measure", "nearest"))
     trained, measured = store.facts(train, form), store.facts(measure, form)
     arrays = store.arrays(measure, form)
     curves = [need for need in train.needs() if need.stage == "curves"]
@@ -175,9 +174,10 @@ def _row(cell: Cell, train: Task, measure: Task, form: Form, store: Store) -> di
     trained["measure_code_version"] = measured.pop("code_version", "")
     found = {
         "cell": cell.model_dump(mode="json"),
-        "key": measure.key(form),
+        "key": near.key(form),
         "train": trained,
         **measured,
+        **{name: store.facts(near, form)[name] for name in ("nearest", "copies")},
         "loss_of_photo": arrays["loss_of_photo"].tolist(),
         "images_of_photo": arrays["images_of_photo"].tolist(),
     }

@@ -62,7 +62,7 @@ def _windows(cell: Cell, form: Form, store: Store, told: Told) -> tuple[Facts, A
 
 def _train(cell: Cell, form: Form, store: Store, told: Told) -> tuple[Facts, Arrays]:
     scene = scene_of(cell, form)
-    chosen = levels_of(cell.arm, _known(cell, form, store))
+    chosen = levels_of(cell.arm, _known(Task.of("train", cell), form, store))
     settings = form.training
     trained = train(
         scene.images,
@@ -103,37 +103,47 @@ def _measure(cell: Cell, form: Form, store: Store, told: Told) -> tuple[Facts, A
     loss = heldout_loss(model.denoiser, to_x0(part.pixels), part.names, form.test_sigmas)
     made = measures.samples_of(model, form.samples, form.training.prior)
     told(0.4)
-    scene = scene_of(cell, form)
     _, which = np.unique(part.origins, return_inverse=True)
     counts = np.bincount(which)
     sums = np.stack([np.bincount(which, column) for column in loss.T], axis=1)
-    near = {
-        "samples_to_training": measures.nearest(made, scene.images.pixels),
-        "samples_to_reference": measures.nearest(made, scene.reference.pixels),
-        "test_to_training": measures.nearest(part.pixels, scene.images.pixels),
-        "test_to_reference": measures.nearest(part.pixels, scene.reference.pixels),
-    }
     splits = ("validation", "test")
     facts: Facts = {
         split: measures.compare_samples(made, data, split, form.feature_side) for split in splits
     }
     facts["test"]["loss"] = loss.mean(axis=0).tolist()
-    facts["nearest"] = {name: float(np.median(found)) for name, found in near.items()}
-    facts["copies"] = _copies(near)
     arrays = {"samples": made, "loss_of_photo": sums / counts[:, None], "images_of_photo": counts}
     return facts, arrays
 
 
+def _nearest(cell: Cell, form: Form, store: Store, told: Told) -> tuple[Facts, Arrays]:
+    """Measure how near samples are to what the network saw, at whichever level."""
+    made = store.arrays(Task.of("measure", cell), form)["samples"]
+    test = split_of(cell.problem.data, "test")
+    unseen = test.pixels[: form.num_test]
+    known = _known(Task.of("train", cell), form, store)
+    levels = levels_of(cell.arm, known).levels
+    is_seen = np.any([levels.shares(sigma) > 0 for sigma in form.test_sigmas], axis=0)
+    seen = known.scene.images.pixels[is_seen]
+    near = {
+        "samples_to_training": measures.nearest(made, seen),
+        "samples_to_reference": measures.nearest(made, known.scene.reference.pixels),
+        "test_to_training": measures.nearest(unseen, seen),
+        "test_to_reference": measures.nearest(unseen, known.scene.reference.pixels),
+    }
+    medians = {name: float(np.median(found)) for name, found in near.items()}
+    return {"nearest": medians, "copies": _copies(near)}, {}
+
+
 def _copies(near: dict[str, NDArray[np.float64]]) -> float:
-    """Return the share of samples nearer to a training image than all but 1 % of test images."""
+    """Return the share of samples nearer to a training image than 99 % of the test images are."""
     bar = np.quantile(near["test_to_training"], 0.01)
     return float((near["samples_to_training"] < bar).mean())
 
 
-def _known(cell: Cell, form: Form, store: Store) -> Known:
+def _known(task: Task, form: Form, store: Store) -> Known:
+    cell = task.cell
     found: dict[str, dict[str, NDArray[Any]]] = {}
     pilots: dict[Arm, Measured] = {}
-    task = Task.of("train", cell)
     for need in task.needs():
         its_form = task.form_of(need, form)
         arrays = store.arrays(need, its_form)
@@ -163,4 +173,5 @@ _STAGES: dict[str, Callable[[Cell, Form, Store, Told], tuple[Facts, Arrays]]] = 
     "windows": _windows,
     "train": _train,
     "measure": _measure,
+    "nearest": _nearest,
 }

@@ -9,13 +9,16 @@ from PIL import Image
 
 from ambient_omni import rng
 from benchmarks.evidence import images, plan, report, results, run, tasks
-from benchmarks.evidence.cells import FOREIGN, Cell, Form, Problem, Task
+from benchmarks.evidence.arms import Known, levels_of
+from benchmarks.evidence.cells import FOREIGN, PILOTS, Cell, Form, Problem, Task
 from benchmarks.evidence.groups import Group, above_and_below, gap_told, images_needed
 from benchmarks.evidence.levels import hard
 from benchmarks.evidence.results import Row, Study, gap_closed, interval, paired_by_photo
 from benchmarks.evidence.scenes import scene_of
 from benchmarks.evidence.store import Store
 from benchmarks.evidence.training import TrainingSettings, train
+from pipelines.pilot.config import PilotConfig
+from pipelines.policies import ClassifierPerSource, ClassifierThreshold
 
 PROBLEM = Problem(
     data="landscapes",
@@ -208,6 +211,50 @@ def test_a_fifth_of_a_mixed_pool_is_undamaged_and_every_kind_of_damage_is_there(
         assert 0.02 < share < 0.2, kind
 
 
+def test_a_perfect_filter_keeps_what_the_damage_left_alone_and_is_no_use_elsewhere():
+    problem = PROBLEM.model_copy(update={"damage": images.MIXED, "severity": 0.0})
+    for damage, some in ((problem, True), (PROBLEM, False)):
+        scene = scene_of(Cell.of(damage, "filter_oracle"), FORM)
+        clean = images.draw("landscapes", "pool", len(scene.pool), damage.seed)
+        same = (scene.pool.pixels == clean.pixels).all(axis=(1, 2, 3))
+        assert scene.is_undamaged.tolist() == same.tolist()
+        assert scene.is_undamaged.any() == some
+    levels = levels_of("filter_oracle", Known(scene, FORM, {}, None, {})).sigma_min
+    assert levels[: PROBLEM.num_reference].tolist() == [0.0] * PROBLEM.num_reference
+
+
+def test_filtering_by_level_keeps_as_many_as_are_undamaged_and_those_of_the_lowest_levels():
+    scene = scene_of(Cell.of(PROBLEM, "filter_by_level"), FORM)
+    strength = np.linspace(0.001, 3, len(scene.pool))[:, None]
+    sigmas = np.geomspace(0.05, 10, 6)
+    logits = -strength / sigmas
+    curves = {"logits": logits, "errors": np.full_like(logits, 0.01), "sigmas": sigmas}
+    found = levels_of("filter_by_level", Known(scene, FORM, curves, None, {})).sigma_min
+    kept = np.isfinite(found[len(scene.reference) :])
+    assert kept.sum() == round(0.2 * len(scene.pool))
+    assert kept[: kept.sum()].all()
+
+
+def test_another_mix_is_another_problem(monkeypatch):
+    mixed = Cell.of(PROBLEM.model_copy(update={"damage": images.MIXED}), "keep_everything")
+    alike = Cell.of(PROBLEM, "keep_everything")
+    before = [Task.of("train", cell).key(FORM) for cell in (mixed, alike)]
+    monkeypatch.setitem(Task.key.__globals__, "MIX", (None,))
+    after = [Task.of("train", cell).key(FORM) for cell in (mixed, alike)]
+    assert (after[0] != before[0], after[1] == before[1]) == (True, True)
+
+
+def test_the_products_defaults_are_those_that_the_arms_were_computed_with():
+    """A new default needs a new number in `cells._ARM_VERSIONS`, and then a change here."""
+    threshold = ClassifierThreshold(noise_space="s", classifier_id="c")
+    assert (threshold.tau, threshold.decay_exponent, threshold.smoothing_octaves) == (0.45, 2, 0.25)
+    assert ClassifierPerSource.model_fields["quantile"].default == 0.9
+    pilots = PilotConfig(classifier_id="c", batches=("b",))
+    assert (pilots.thresholds, pilots.detail_tolerance) == ((0.0, 0.3, 0.45), 0.1)
+    tried = tuple(f"above_{tau:g}" for tau in pilots.thresholds[1:])
+    assert ("keep_everything", *tried, "only_reference") == PILOTS
+
+
 # -- running -----------------------------------------------------------------------------------
 
 
@@ -216,7 +263,7 @@ def finished(tmp_path_factory):
     """A store with some real, tiny cells."""
     store = Store(tmp_path_factory.mktemp("cache"))
     for arm in ("only_reference", "all_clean", "keep_everything", "classifier_soft"):
-        _compute(Task.of("measure", Cell.of(PROBLEM, arm)), store)
+        _compute(Task.of("nearest", Cell.of(PROBLEM, arm)), store)
     return store
 
 
@@ -234,7 +281,8 @@ def test_a_cell_runs_from_images_to_measures(finished):
     assert [seen for seen, _ in trained["curve"]] == [32, 64]
     assert trained["selected_at"] == min(trained["curve"], key=lambda c: sum(c[1]))[0]
     assert set(measured["test"]) == {"fd", "kid", "precision", "recall", "loss"}
-    assert np.isfinite(list(measured["nearest"].values())).all()
+    near = finished.facts(Task.of("nearest", cell), FORM)
+    assert np.isfinite(list(near["nearest"].values())).all()
     arrays = finished.arrays(Task.of("measure", cell), FORM)
     by_photo = np.average(arrays["loss_of_photo"], axis=0, weights=arrays["images_of_photo"])
     assert by_photo == pytest.approx(np.array(measured["test"]["loss"]))
@@ -248,6 +296,16 @@ def test_arms_of_a_seed_begin_alike_and_differ_by_their_levels_alone(finished):
     tasks.compute(task, FORM, again)
     for name, array in again.arrays(task, FORM).items():
         assert np.array_equal(array, kept[name]), name
+
+
+def test_copies_are_of_images_that_the_arm_trained_on(finished):
+    near = {
+        arm: finished.facts(Task.of("nearest", Cell.of(PROBLEM, arm)), FORM)["nearest"]
+        for arm in ("only_reference", "all_clean")
+    }
+    alone, clean = near["only_reference"], near["all_clean"]
+    assert alone["test_to_training"] == alone["test_to_reference"]
+    assert clean["test_to_training"] < clean["test_to_reference"] == alone["test_to_reference"]
 
 
 def test_the_pilot_and_the_sample_size_rule_decide_from_what_is_stored(finished):
