@@ -91,6 +91,11 @@ def record(
     return result
 
 
+def withdraw(name: str) -> None:
+    """Remove a result that is no longer one, so that an old figure does not stand for it."""
+    (RESULTS / f"{name}.json").unlink(missing_ok=True)
+
+
 def read_results() -> list[Result]:
     """Return all results on disk, by name."""
     return [Result.model_validate_json(p.read_text()) for p in sorted(RESULTS.glob("*.json"))]

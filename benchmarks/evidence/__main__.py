@@ -40,6 +40,8 @@ def main() -> None:
     from benchmarks.evidence import report, results
 
     print(results.export(form, folder))
+    if form is plan.FULL and given.command == "report":
+        print(results.export(plan.LONG, folder))
     if given.command == "report" or form is plan.QUICK:
         report.write(form, folder)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.evidence import plan
 from benchmarks.evidence.cells import Arm, Problem
+from benchmarks.evidence.images import MIXED
 from benchmarks.evidence.results import Row, Study, gap_closed, interval
 
 POLICIES: tuple[Arm, ...] = (
@@ -18,20 +19,32 @@ POLICIES: tuple[Arm, ...] = (
 """Among which validation loss chooses; windows are of the foreign images alone."""
 
 BASELINES: tuple[Arm, ...] = ("only_reference", "keep_everything")
+FILTERS: tuple[Arm, ...] = ("best_half", "filter_by_level")
+"""Simple ways too, where images differ in quality."""
 
 
 class Group:
-    """One problem with all its seeds of which any damaged arm is there.
+    """One problem with those of some seeds of which any damaged arm is there.
 
     Only-reference and all-clean are of no damage and may have more seeds than those.
     """
 
-    def __init__(self, study: Study, problem: Problem) -> None:
+    def __init__(self, study: Study, problem: Problem, seeds: Sequence[int] = plan.SEEDS) -> None:
         self.study, self.problem = study, problem
         known = {row.cell.problem for row in study.rows}
-        seeds = sorted({each.seed for each in known})
         all_seeds = (problem.model_copy(update={"seed": seed}) for seed in seeds)
         self._problems = [each for each in all_seeds if each in known]
+
+    @property
+    def baselines(self) -> tuple[Arm, ...]:
+        """What everybody could do without levels: what a policy has to be better than."""
+        return (*BASELINES, *FILTERS) if self.problem.damage == MIXED else BASELINES
+
+    @property
+    def fd_gap(self) -> tuple[float, float]:
+        """The gap in FD between only-reference and all-clean: (mean, 95 % half-width) of seeds."""
+        pairs = self.together("only_reference", "all_clean")
+        return interval([float(a.test["fd"] - c.test["fd"]) for a, c in pairs])
 
     def rows(self, arm: Arm) -> list[Row]:
         """Return an arm's rows, by seed, of those seeds that have it."""
@@ -63,10 +76,10 @@ class Group:
         return gap_closed(*(float(mean) for mean in means))
 
     def excess(self, arm: Arm) -> list[float]:
-        """Return how much worse an arm's loss is than the better baseline's, as a share."""
+        """Return how much worse an arm's loss is than the best baseline's, as a share."""
         return [
-            row.total / min(alone.total, everything.total) - 1
-            for row, alone, everything in self.together(arm, *BASELINES)
+            row.total / min(simple.total for simple in others) - 1
+            for row, *others in self.together(arm, *self.baselines)
         ]
 
     def chosen(self, among: Sequence[Arm] = POLICIES) -> Arm | None:
@@ -89,31 +102,37 @@ class Group:
         return best[0].cell.arm
 
     def is_complete(self) -> bool:
-        """Say whether both baselines are there for some seed."""
-        return bool(self.together(*BASELINES))
+        """Say whether all baselines are there for some seed."""
+        return bool(self.together(*self.baselines))
 
 
 def _value(row: Row, measure: str) -> float:
     return row.total if measure == "loss" else float(row.test[measure])
 
 
-def groups_of(study: Study, problems: Sequence[Problem]) -> Iterator[Group]:
-    """Yield each problem once that has both baselines for some seed."""
+def groups_of(
+    study: Study, problems: Sequence[Problem], seeds: Sequence[int] = plan.SEEDS
+) -> Iterator[Group]:
+    """Yield each problem once that has all baselines for some of the seeds."""
     seen: set[str] = set()
     for problem in problems:
-        first = problem.model_copy(update={"seed": 0})
-        group = Group(study, first)
+        first = problem.model_copy(update={"seed": seeds[0]})
+        group = Group(study, first, seeds)
         if first.name not in seen and group.is_complete():
             seen.add(first.name)
             yield group
 
 
 def above_and_below(group: Group, arm: Arm) -> tuple[list[float], list[float]]:
-    """Return, a seed each: gap closed above the median level, relative excess loss below it."""
+    """Return, a seed each: gap closed above the median level, relative excess loss below it.
+
+    The level is that of the pool by the classifier's threshold, the same for all arms.
+    """
     sigmas = np.array(group.study.form.test_sigmas)
     above, below = [], []
-    for alone, everything, row, clean in group.together(*BASELINES, arm, "all_clean"):
-        median = row.train["levels"]["quantiles"][1]
+    wanted: tuple[Arm, ...] = (*BASELINES, arm, "all_clean", "classifier_hard")
+    for alone, everything, row, clean, graded in group.together(*wanted):
+        median = graded.train["levels"]["quantiles"][1]
         high = sigmas >= (math.inf if median is None else median)
         if high.any():
             sums = [float(part.loss[high].sum()) for part in (alone, row, clean)]
@@ -146,13 +165,14 @@ def _first_below(curve: Sequence[tuple[int, float]], goal: float) -> float:
 
 
 def told(values: Sequence[float], digits: str = ".3f") -> str:
-    """Write mean and 95 % interval over seeds; one seed has none."""
+    """Write mean and 95 % interval over seeds; one seed has none. Infinite or NaN: none there."""
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return "–"
     mean, half = interval(known)
-    unsigned = digits.removeprefix("+")
-    return f"{mean:{digits}}" + (f" ± {half:{unsigned}}" if math.isfinite(half) else "")
+    unsigned, none = digits.removeprefix("+"), len(values) - len(known)
+    text = f"{mean:{digits}}" + (f" ± {half:{unsigned}}" if math.isfinite(half) else "")
+    return text + (f" (none in {none} of {len(values)})" if none else "")
 
 
 def percent(values: Sequence[float]) -> str:

@@ -29,6 +29,8 @@ from benchmarks.evidence.store import Store
 FOLDER = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "numpy", "scipy", "diffusers", "torch-fidelity")
 _DIGITS = 5
+LEAST_RISE = 0.02
+"""Of validation loss, that counts as a turn and not as a wiggle."""
 
 Floats = NDArray[np.float64]
 
@@ -57,6 +59,12 @@ class Row(BaseModel):
     def total(self) -> float:
         """Its sum over levels: EDM's weight makes levels comparable."""
         return float(self.loss.sum())
+
+    @property
+    def rise(self) -> float:
+        """By what share validation loss rose from its lowest to the end of the budget."""
+        losses = [loss for _, loss in self.train["curve"]]
+        return float(losses[-1] / min(losses) - 1)
 
     @property
     def validation_total(self) -> float:
@@ -88,10 +96,15 @@ class Study(BaseModel):
 
 
 def export(form: Form, folder: Path) -> Path:
-    """Write what is finished; to the repository, of the quick form beside the cache."""
+    """Write what is finished; to the repository, of the quick form beside the cache.
+
+    Rows that stand there stay if they are of the present inputs, so that another machine's cache
+    is not needed; rows of other inputs go.
+    """
     store = Store(folder)
     done = [cell for cell in plan.cells(form) if store.has(Task.of("nearest", cell), form)]
     rows = [_row(cell, form, store) for cell in done]
+    rows += _kept_rows(form, path_of(form, folder), set(done))
     rows.sort(key=lambda row: str(row["cell"]))
     target = path_of(form, folder)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +118,14 @@ def export(form: Form, folder: Path) -> Path:
     lines = [json.dumps(head, sort_keys=True), *(json.dumps(row, sort_keys=True) for row in rows)]
     target.write_text("\n".join(lines) + "\n")
     return target
+
+
+def _kept_rows(form: Form, file: Path, done: set[Cell]) -> list[dict[str, Any]]:
+    if not file.exists():
+        return []
+    wanted = {Task.of("nearest", cell).key(form) for cell in plan.cells(form) if cell not in done}
+    lines = file.read_text().splitlines()[1:]
+    return [row for line in lines if (row := json.loads(line))["key"] in wanted]
 
 
 def path_of(form: Form, folder: Path) -> Path:
@@ -121,11 +142,12 @@ def read(file: Path) -> Study:
 def with_longer(study: Study, longer: Study) -> Study:
     """Return the longer study with the full form's only-reference.
 
-    Rate and average do not depend on the budget: where validation loss turned within the shorter
-    one, the longer training would keep the same checkpoint. Others are left out.
+    Rate and average do not depend on the budget: where validation loss turned well within the
+    shorter one, the longer training keeps the same checkpoint unless the loss came down again.
+    Others are left out.
     """
     rows = (row for row in study.rows if row.cell.arm == "only_reference")
-    turned = [row for row in rows if row.train["selected_at"] < row.train["curve"][-1][0]]
+    turned = [row for row in rows if row.rise > LEAST_RISE]
     return longer.model_copy(update={"rows": (*turned, *longer.rows)})
 
 

@@ -8,10 +8,18 @@ import pytest
 from PIL import Image
 
 from ambient_omni import rng
-from benchmarks.evidence import images, plan, report, results, run, tasks
+from benchmarks import common
+from benchmarks.evidence import goals, images, plan, report, results, run, tasks
 from benchmarks.evidence.arms import Known, levels_of
 from benchmarks.evidence.cells import FOREIGN, PILOTS, Cell, Form, Problem, Task
-from benchmarks.evidence.groups import Group, above_and_below, gap_told, images_needed
+from benchmarks.evidence.groups import (
+    Group,
+    above_and_below,
+    gap_told,
+    groups_of,
+    images_needed,
+    told,
+)
 from benchmarks.evidence.levels import hard
 from benchmarks.evidence.results import Row, Study, gap_closed, interval, paired_by_photo
 from benchmarks.evidence.scenes import scene_of
@@ -460,7 +468,8 @@ def test_the_policy_for_the_distance_is_chosen_by_distance_to_validation_images(
 
 def test_the_median_level_parts_the_loss_and_null_is_above_every_level():
     rows = [_row("only_reference", 0, 4), _row("keep_everything", 0, 4), _row("all_clean", 0, 2)]
-    rows.append(_row("pilot", 0, 3))
+    rows += [_row("pilot", 0, 3), _row("classifier_hard", 0, 3)]
+    rows[-2].train["levels"]["quantiles"] = [9.0, 9.0, 9.0]  # the cut is no arm's own
     group = Group(_study(rows), rows[1].cell.problem)
     assert above_and_below(group, "pilot") == ([0.5], [-0.25])
     rows[-1].train["levels"]["quantiles"] = [0.0, None, None]
@@ -516,10 +525,66 @@ def test_the_report_is_made_from_stored_results_alone(tmp_path):
     assert (tmp_path / "images" / "evidence_levels.png").exists()
 
 
+def test_a_seed_that_has_no_figure_is_counted():
+    assert told([0.5, 0.6, math.inf], ".2f") == "0.55 ± 0.64 (none in 1 of 3)"
+    assert told([math.nan]) == "–"
+
+
+def test_fresh_seeds_are_a_group_of_their_own():
+    rows = [_row(arm, seed, 3) for seed in (0, 3) for arm in ("only_reference", "keep_everything")]
+    study = _study(rows)
+    (old,) = groups_of(study, list(plan.headline_problems()))
+    (fresh,) = groups_of(study, plan.again_problems(), plan.FRESH_SEEDS)
+    assert [row.cell.problem.seed for row in old.rows("keep_everything")] == [0]
+    assert [row.cell.problem.seed for row in fresh.rows("keep_everything")] == [3]
+
+
+def test_in_a_mixed_pool_filters_are_simple_ways_too():
+    def mixed(arm, loss):
+        row = _row(arm, 0, loss)
+        problem = row.cell.problem.model_copy(update={"damage": images.MIXED, "severity": 0.0})
+        return row.model_copy(update={"cell": Cell.of(problem, arm)})
+
+    rows = [mixed("only_reference", 4), mixed("keep_everything", 4), mixed("classifier_hard", 3)]
+    group = Group(_study(rows), rows[1].cell.problem)
+    assert not group.is_complete()
+    rows += [mixed("best_half", 5), mixed("filter_by_level", 2)]
+    group = Group(_study(rows), rows[1].cell.problem)
+    assert group.excess("classifier_hard") == [0.5]
+
+
+def test_an_export_keeps_what_is_current_and_drops_what_is_not(finished, tmp_path, monkeypatch):
+    cells = [Cell.of(PROBLEM, arm) for arm in ("only_reference", "keep_everything")]
+    monkeypatch.setattr(plan, "cells", lambda form: {cell: [] for cell in cells})
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    file = results.export(FORM, finished.folder)
+    assert len(results.read(file).rows) == 2
+    empty = tmp_path / "another machine"
+    empty.mkdir()
+    assert len(results.read(results.export(FORM, empty)).rows) == 2
+    monkeypatch.setitem(Task.key.__globals__["VERSIONS"], "nearest", 99)
+    assert results.read(results.export(FORM, empty)).rows == ()
+
+
+def test_a_result_that_is_none_any_more_is_withdrawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    arms = {"only_reference": 4, "keep_everything": 5, "all_clean": 2, "classifier_hard": 3}
+
+    def record(fd_of_clean):
+        rows = [_row(arm, 0, loss, 90, validation=loss) for arm, loss in arms.items()]
+        rows[2] = _row("all_clean", 0, 2, fd_of_clean)
+        goals.record_goals(_study(rows))
+        return {file.stem for file in tmp_path.iterdir()}
+
+    gap = "gap_closed_gaussian_blur_1"
+    assert record(30) == {gap, "never_worse", "images_to_reference_best"}
+    assert record(95) == {"never_worse", "images_to_reference_best"}
+
+
 def test_the_longer_study_takes_only_reference_where_its_loss_turned_within_the_shorter():
     turned, rising = _row("only_reference", 0, 4), _row("only_reference", 1, 4)
-    rising = rising.model_copy(update={"train": rising.train | {"selected_at": 300}})
-    assert rising.train["curve"][-1][0] == 300
+    curve = [[100, 3.0], [200, 1.0], [300, 1.01]]  # a wiggle is no turn
+    rising = rising.model_copy(update={"train": rising.train | {"curve": curve}})
     longer = [_row(arm, 0, 3) for arm in plan.LONG_ARMS]
     merged = results.with_longer(_study([turned, rising, _row("pilot", 0, 1)]), _study(longer))
     assert [row.cell for row in merged.rows] == [turned.cell, *(row.cell for row in longer)]
