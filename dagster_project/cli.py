@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from dagster_project.interrupts import end_spark
 from dagster_project.steps import STEP_NAMES
 from schemas.errors import AmbientOmniError
+from schemas.root import ROOT_VARIABLE
 
 INTERRUPTED = 130
 BROKEN = 1
@@ -259,7 +261,14 @@ def _add_settings(commands: Commands) -> None:
 
 
 def _root(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", type=Path, required=True, help="the project's folder")
+    known = os.environ.get(ROOT_VARIABLE)
+    parser.add_argument(
+        "--root",
+        type=Path,
+        required=not known,
+        default=known and Path(known),
+        help=f"the project's folder (default: {ROOT_VARIABLE})",
+    )
 
 
 def _sample(parser: argparse.ArgumentParser) -> None:

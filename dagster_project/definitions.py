@@ -24,9 +24,10 @@ from dagster_project.defs import (
     window_checks,
     windows,
 )
-from dagster_project.defs.project import RECIPE_VARIABLE, ROOT_VARIABLE, Project
+from dagster_project.defs.project import RECIPE_VARIABLE, Project
 from dagster_project.defs.specs import complete, has_windows
 from dagster_project.logfile import file_logger, terminal_logger
+from schemas.root import ROOT_VARIABLE
 
 # The orchestrator's own code uses what is in beta or preview: when it resolves sensors, and when it
 # reads what a trainer's process reports.

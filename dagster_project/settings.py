@@ -9,10 +9,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dagster_project.defs.project import RECIPE_VARIABLE, ROOT_VARIABLE
+from dagster_project.defs.project import RECIPE_VARIABLE
 from dagster_project.instance import HOME_VARIABLE
 from dagster_project.operations.config import NotifyConfig
 from pipelines.spark import MASTER_VARIABLE
+from schemas.root import ROOT_VARIABLE
 
 WEBHOOK_VARIABLE = str(NotifyConfig.model_fields["webhook_variable"].default)
 

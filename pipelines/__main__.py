@@ -123,7 +123,7 @@ def _add_rules(jobs: "Jobs") -> None:
         "--freeze-on",
         nargs="+",
         metavar="BATCH",
-        help="batches that a quality_rank's border is frozen on (default: --batch)",
+        help="batches that the policy's thresholds are frozen on (default: --batch)",
     )
 
 

@@ -20,6 +20,9 @@ from schemas.migrations import MIGRATIONS, ROOT_VERSION
 from schemas.store import Store, one_line
 from schemas.tables import Tables
 
+ROOT_VARIABLE = "AMBIENT_OMNI_ROOT"
+"""Of the environment: the root of those who name none."""
+
 ROOT_FILE = "root.json"
 # A path made of an address has lost one of its slashes.
 _ADDRESS = re.compile(r"[a-z][a-z0-9+]+:/")

@@ -9,10 +9,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dagster_project.defs.project import ROOT_VARIABLE, Project
+from dagster_project.defs.project import Project
 from dagster_project.instance import HOME_VARIABLE, end_lost_runs, home_of, open_instance
 from schemas.errors import AmbientOmniError, BadInput
-from schemas.root import Root
+from schemas.root import ROOT_VARIABLE, Root
 
 HOST = "127.0.0.1"
 LOG = "ui.log"

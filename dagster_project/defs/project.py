@@ -8,9 +8,8 @@ import dagster as dg
 from dagster_project.operations.config import OperationsConfig
 from dagster_project.request import Request
 from schemas.errors import BadInput
-from schemas.root import Root
+from schemas.root import ROOT_VARIABLE, Root
 
-ROOT_VARIABLE = "AMBIENT_OMNI_ROOT"
 RECIPE_VARIABLE = "AMBIENT_OMNI_RECIPE"
 
 

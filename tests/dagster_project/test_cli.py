@@ -61,6 +61,19 @@ def test_ingest_and_references_run_and_a_second_run_changes_nothing(ambient_omni
     assert Root.open(root).tables.versions(["samples", "reference_sets"]) == versions
 
 
+def test_the_root_may_come_from_the_environment(ambient_omni, folder, tmp_path, monkeypatch):
+    root, source = tmp_path / "root", folder("pool", 3)
+    monkeypatch.setenv("AMBIENT_OMNI_ROOT", str(root))
+    code, out, _ = ambient_omni(
+        *("run", "--source", source, "--reference", folder("good", 3), "--dry-run")
+    )
+    assert code == 0
+    assert "ingest" in out
+    monkeypatch.delenv("AMBIENT_OMNI_ROOT")
+    with pytest.raises(SystemExit):
+        ambient_omni("run", "--source", source)
+
+
 def test_more_sources_come_in_as_further_batches(ambient_omni, folder, tmp_path):
     pool, reference, root = folder("pool", 3), folder("reference", 3, seed=1), tmp_path / "root"
     more = folder("more", 4, seed=2)

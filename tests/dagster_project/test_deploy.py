@@ -93,6 +93,10 @@ def test_everything_that_may_be_reached_from_elsewhere_is_on_loopback(compose):
     ports = {name: s["ports"] for name, s in compose["services"].items() if "ports" in s}
     assert ports == {"web": ["127.0.0.1:3000:3000"]}
     assert compose["networks"]["inside"] == {"internal": True}
+    outside = {name for name, s in compose["services"].items() if "outside" in s["networks"]}
+    assert outside == {"code", "web"}
+    text = (DEPLOY.parent / "docs" / "deployment.md").read_text()
+    assert "`code` and `web` are also on `outside`" in text
 
 
 def test_dagster_takes_its_settings_whole(monkeypatch):
