@@ -31,10 +31,11 @@ class FixedPerSource(PolicyBase):
 class ClassifierPerSource(PolicyBase):
     """One level for every sample of a source: that by which a classifier lets most of them in.
 
-    Image by image, a classifier lets in at low noise those on which the damage does not show,
-    smooth ones before all, and what is trained on there is no more the source's mix of contents.
-    One level for the whole source keeps the mix. It is for sources that are damaged alike; in a
-    mixed one it holds the good images back with the bad.
+    A classifier knows damage only against the spread of contents. Among images that are blurred
+    alike it lets in first, at low noise, those that had most contrast and lost most: blurred, they
+    pass for ordinary sharp ones (`benchmarks.evidence.first_in`). One level for the whole source
+    is not misled so. It is for sources that are damaged alike; in a mixed one it holds the good
+    images back with the bad.
 
     Make one with `freezing.freeze_source_levels`, which reads the levels off given batches.
     """
