@@ -111,7 +111,10 @@ class Recipe(_Frozen):
     def _parts_fit(self) -> "Recipe":
         for role, arm in (("main_arm", self.main_arm), ("baseline_arm", self.baseline_arm)):
             if arm not in self.arms:
-                raise ValueError(f"{role} {arm!r} is none of the arms {sorted(self.arms)}")
+                raise ValueError(
+                    f"{role} {arm!r} is none of the arms {sorted(self.arms)}; set {role} to one of "
+                    "them"
+                )
         if self.scores.encoder != self.ood.encoder:
             raise ValueError("scores.encoder and ood.encoder differ; distances need its vectors")
         if self.training.latents is None and self.training.init_from is None:

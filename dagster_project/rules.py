@@ -15,7 +15,7 @@ class _Frozen(BaseModel):
 class ClassifierRule(_Frozen):
     """An arm whose levels come from the recipe's noise classifier."""
 
-    kind: Literal["classifier_threshold"]
+    kind: Literal["classifier_threshold"] = "classifier_threshold"
     tau: float = Field(
         default=0.45, gt=0, lt=1, description="P(trusted) that counts as indistinguishable."
     )
@@ -72,7 +72,7 @@ class SourceRule(_Frozen):
         default=0.9, gt=0, le=1, description="Share of a source's images whose level is passed."
     )
     threshold: ClassifierRule = Field(
-        default=ClassifierRule(kind="classifier_threshold"),
+        default=ClassifierRule(),
         description="The rule of each image's own level.",
     )
 

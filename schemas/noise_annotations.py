@@ -12,6 +12,7 @@ REASONS = (
     "crossing",
     "never_crosses",
     "fixed_per_source",
+    "level_of_source",
     "rank_good",
     "rank_rest",
     "unscored",
@@ -19,11 +20,13 @@ REASONS = (
     "duplicate",
 )
 
-_NULL_REASONS = ("never_crosses", "fixed_per_source", "rank_rest", "unscored", "duplicate")
+_NULL_REASONS = (
+    "never_crosses", "fixed_per_source", "level_of_source", "rank_rest", "unscored", "duplicate",
+)  # fmt: skip
 
 CONTRACT = Contract(
     name="noise_annotations",
-    version=3,
+    version=4,
     one_row_is="the levels at which one sample may be used under one policy",
     key=("sample_row", "policy_id"),
     partition_by=("policy_id", "ingest_batch"),
@@ -94,7 +97,8 @@ CONTRACT = Contract(
     ),
     constraints=(
         RowConstraint(
-            "a null sigma_min comes of never_crosses, fixed_per_source, rank_rest, unscored or "
+            "a null sigma_min comes of never_crosses, fixed_per_source, level_of_source, "
+            "rank_rest, unscored or "
             "duplicate",
             lambda t: pc.and_(
                 pc.is_null(t["sigma_min"]),

@@ -120,4 +120,6 @@ def decide_by_source(
     rest = policy.levels.get(ANY_SOURCE)
     levels = [policy.levels.get(source, rest) for source in sources]
     sigma_min = np.array([np.nan if level is None else level for level in levels], np.float64)
-    return Decisions.without_curve(sigma_min, np.full(len(sigma_min), "fixed_per_source", object))
+    frozen = isinstance(policy, ClassifierPerSource)
+    reason = "level_of_source" if frozen else "fixed_per_source"
+    return Decisions.without_curve(sigma_min, np.full(len(sigma_min), reason, object))

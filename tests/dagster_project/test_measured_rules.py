@@ -120,7 +120,7 @@ def put_scores(root, version):
 
 def test_a_soft_threshold_gives_no_level_per_source(request_):
     rule = {"kind": "classifier_per_source"}
-    rule["threshold"] = {"kind": "classifier_threshold", "soft": True}
+    rule["threshold"] = {"soft": True}
     with pytest.raises(BadInput, match="hard floor"):
         parse_recipe({**request_.recipe, "arms": {**ARMS, "by_source": rule}}, "test")
 

@@ -75,6 +75,7 @@ def test_every_image_of_a_source_gets_its_level(graded):
     where = {"policy_id": policy.policy_id}
     rows = graded.tables.read("noise_annotations", where=where)
     assert set(rows["sigma_min"].to_pylist()) == {policy.levels["folder"]}
+    assert set(rows["reason"].to_pylist()) == {"level_of_source"}
     own = own_levels(graded, "b1")
     assert np.mean(own <= policy.levels["folder"] + 1e-9) >= 0.7
 
