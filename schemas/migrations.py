@@ -9,7 +9,7 @@ from schemas.store import Store
 
 # Raised when a change to a contract or to the layout makes older roots unreadable, or leaves
 # their logs behind what they hold.
-ROOT_VERSION = 4
+ROOT_VERSION = 5
 
 
 def add_new_columns(tables: Store) -> None:
@@ -33,4 +33,5 @@ MIGRATIONS: dict[int, Callable[[Store], None]] = {
     1: add_new_columns,
     2: add_new_columns,
     3: add_new_columns,
+    4: add_new_columns,
 }
