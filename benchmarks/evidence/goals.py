@@ -122,14 +122,18 @@ def _record_gap(group: Group, seen: str, suffix: str = "") -> None:
         return
     above, below = above_and_below(group, chosen)
     gap, half = group.fd_gap
-    told_apart = "" if abs(gap) > half else ", which these seeds do not tell from none"
+    told_apart = f"{gap:.0f} ± {half:.0f}"
+    if not math.isfinite(half):
+        told_apart = f"{gap:.0f}, of one seed"
+    elif abs(gap) <= half:
+        told_apart += ", which these seeds do not tell from none"
     record(
         name,
         100 * group.gap_of_means(nearest, "fd"),
         unit="% of the gap in FD-Lite0", goal=65, better="higher",
         compared_with="only-reference 0 %, all-clean 100 %",
         spread=f"{len(group.gaps(nearest, 'fd'))} seeds: {gap_told(group, nearest, 'fd')}; the gap "
-        f"itself is {gap:.0f} ± {half:.0f}{told_apart}",
+        f"itself is {told_apart}",
         note=f"{name_of(nearest)}, by validation distance; {name_of(chosen)}, by validation loss: "
         f"{gap_told(group, chosen, 'fd')}, in loss {gap_told(group, chosen, 'loss')}, "
         f"above the median sigma_min {percent(above)} % (goal 85), below it "
