@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ambient_omni import rng
+from ambient_omni.classifier.data import VERSION
 from ambient_omni.damage import gaussian_blur
 from ambient_omni.data.pack_writer import PackWriter
 from ambient_omni.data.packs import to_x0
@@ -86,6 +87,7 @@ def fill(root, make_batch):
             "num_folds": 1,
             "sigmas": SIGMAS.tolist(),
             "weights_sha256": "0" * 64,
+            "method_version": VERSION,
             "status": "promoted",
         }
         for name in ("balanced_accuracy", "tv_lower_bound", "tv_standard_error"):
