@@ -98,8 +98,7 @@ CONTRACT = Contract(
     constraints=(
         RowConstraint(
             "a null sigma_min comes of never_crosses, fixed_per_source, level_of_source, "
-            "rank_rest, unscored or "
-            "duplicate",
+            "rank_rest, unscored or duplicate",
             lambda t: pc.and_(
                 pc.is_null(t["sigma_min"]),
                 pc.invert(

@@ -101,7 +101,7 @@ CONTRACT = Contract(
             pa.int32(),
             "version of how classifiers are made; from one to the next, levels are not comparable",
             nullable=True,
-            null_meaning="made before it was recorded, by version 1",
+            null_meaning="made before it was recorded here; its folder may say, else by version 1",
             minimum=1,
         ),
         Column("config", pa.string(), "JSON of the full configuration"),

@@ -12,6 +12,7 @@ from benchmarks import common
 from benchmarks.evidence import goals, images, plan, report, results, run, tasks
 from benchmarks.evidence.arms import Known, levels_of
 from benchmarks.evidence.cells import FOREIGN, PILOTS, Cell, Form, Problem, Task
+from benchmarks.evidence.first_in import first_in
 from benchmarks.evidence.groups import (
     Group,
     above_and_below,
@@ -261,6 +262,22 @@ def test_the_products_defaults_are_those_that_the_arms_were_computed_with():
     assert (pilots.thresholds, pilots.detail_tolerance) == ((0.0, 0.3, 0.45), 0.1)
     tried = tuple(f"above_{tau:g}" for tau in pilots.thresholds[1:])
     assert ("keep_everything", *tried, "only_reference") == PILOTS
+
+
+def test_whom_a_threshold_lets_in_first_is_told_by_what_they_lost(tmp_path):
+    pool = images.draw("landscapes", "pool", PROBLEM.num_images - PROBLEM.num_reference, 0)
+    after = images.damaged(pool, PROBLEM.damage, PROBLEM.severity, 0)
+    lost = np.sqrt(np.square(pool.pixels.astype(float) - after.pixels).mean(axis=(1, 2, 3)))
+    sigmas, store = np.geomspace(0.02, 8, 8), Store(tmp_path)
+    task = Task.of("curves", Cell.of(PROBLEM, "classifier_hard"))
+    for sign, order in ((1, "+1.00"), (-1, "-1.00")):
+        rank = np.argsort(np.argsort(sign * lost))
+        logits = -(0.02 + 0.01 * rank[:, None]) / sigmas
+        arrays = {"logits": logits, "errors": np.full_like(logits, 0.01), "sigmas": sigmas}
+        store.keep(task, plan.FULL, {}, arrays)
+        row = first_in(PROBLEM, store)
+        assert row.startswith(f"| {PROBLEM.name} | 100%: ")
+        assert row.endswith(f"| {order} |")
 
 
 # -- running -----------------------------------------------------------------------------------
