@@ -7,6 +7,7 @@ colour photographs that scikit-image ships (BSD-3). They are fetched with apt an
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -164,21 +166,30 @@ def _photographs() -> list[tuple[str, Path]]:
 
 
 def landscapes() -> Path:
-    """Return the folder of the landscapes, 720 x 360 JPEG."""
+    """Return the folder of the landscapes, 720 x 360 JPEG; fetched once, by one process."""
     folder = cache_folder("endless-sky")
-    land = folder / "usr/share/games/endless-sky/images/land"
-    if not land.exists():
-        subprocess.run(["apt-get", "download", "-q", "endless-sky-data"], cwd=folder, check=True)
-        (package,) = folder.glob("endless-sky-data_*.deb")
-        subprocess.run(["dpkg-deb", "-x", package, folder], check=True)
-        package.unlink()
-    return land
+    unpacked = folder / "unpacked"
+    with FileLock(folder / ".lock"):
+        if not unpacked.exists():
+            for old in folder.glob("*.deb"):  # of a download that was stopped
+                old.unlink()
+            command = ["apt-get", "download", "-q", "endless-sky-data"]
+            subprocess.run(command, cwd=folder, check=True)
+            (package,) = folder.glob("*.deb")
+            aside = folder / "unpacked.new"
+            shutil.rmtree(aside, ignore_errors=True)
+            subprocess.run(["dpkg-deb", "-x", package, aside], check=True)
+            package.unlink()
+            aside.rename(unpacked)
+    return unpacked / "usr/share/games/endless-sky/images/land"
 
 
 def _scikit() -> Path:
     folder = cache_folder("scikit-image")
     wanted = folder / "photos"
-    if not wanted.exists():
+    with FileLock(folder / ".lock"):
+        if wanted.exists():
+            return wanted
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder)]
         subprocess.run([*command, "scikit-image==0.26.0"], check=True)
         (wheel,) = folder.glob("scikit_image-*.whl")

@@ -21,6 +21,10 @@ def main() -> None:
     running.add_argument("--only", nargs="*", default=[], help="groups, or parts of cells' names")
     running.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     running.add_argument("--cache", type=Path, default=None, help="folder of the results")
+    running.add_argument(
+        "--again", action="store_true",
+        help="also cells whose results are exported; without it only what no results are of",
+    )  # fmt: skip
     running.add_argument("--list", action="store_true", help="name the tasks and do nothing")
     reporting = commands.add_parser("report", help="write docs/evidence.md from stored results")
     reporting.add_argument(
@@ -31,14 +35,18 @@ def main() -> None:
     given = parser.parse_args()
     form = plan.FORMS[given.form]
     folder = given.cache or cache_folder("evidence")
-    if given.command == "run":
-        tasks = plan.tasks(form, given.only)
-        if given.list:
-            print("\n".join(task.name for task in tasks))
-            return
-        run(tasks, form, folder, given.workers)
     from benchmarks.evidence import report, results
 
+    if given.command == "run":
+        finished = set() if given.again else results.exported(form, folder)
+        tasks = plan.tasks(form, given.only, finished)
+        pilots = plan.pilot_tasks(form, tasks)
+        if given.list:
+            print("\n".join(task.name for task in (*pilots, *tasks)))
+            return
+        if form.pilots:
+            run(pilots, form.pilots, folder, given.workers)
+        run(tasks, form, folder, given.workers)
     print(results.export(form, folder))
     if form is plan.FULL and given.command == "report":
         print(results.export(plan.LONG, folder))

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -129,19 +131,24 @@ def one_damaged(
 @cache
 def _all(data: DataSet) -> Tiles:
     file = cache_folder("evidence-images") / f"{data}-{DATA_VERSION}.npz"
-    if not file.exists():
-        makers: dict[DataSet, Callable[[], Iterator[tuple[str, str, Pixels]]]] = {
-            "landscapes": _photo_tiles,
-            "openmoji": _drawings,
-        }
-        names, origins, pixels = zip(*makers[data](), strict=True)
-        aside = file.with_suffix(".new.npz")
-        np.savez_compressed(
-            aside, names=np.array(names), origins=np.array(origins), pixels=np.stack(pixels)
-        )
-        aside.replace(file)
+    with FileLock(file.with_suffix(".lock")):
+        if not file.exists():
+            _make(data, file)
     with np.load(file) as kept:
         return Tiles(kept["pixels"], tuple(kept["names"].tolist()), tuple(kept["origins"].tolist()))
+
+
+def _make(data: DataSet, file: Path) -> None:
+    makers: dict[DataSet, Callable[[], Iterator[tuple[str, str, Pixels]]]] = {
+        "landscapes": _photo_tiles,
+        "openmoji": _drawings,
+    }
+    names, origins, pixels = zip(*makers[data](), strict=True)
+    aside = file.with_suffix(".new.npz")
+    np.savez_compressed(
+        aside, names=np.array(names), origins=np.array(origins), pixels=np.stack(pixels)
+    )
+    aside.replace(file)
 
 
 def _photo_tiles() -> Iterator[tuple[str, str, Pixels]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Literal
 
 from ambient_omni.classifier.config import ClassifierConfig
@@ -102,26 +102,38 @@ def cells(form: Form) -> dict[Cell, list[Group]]:
     return found
 
 
-def tasks(form: Form, only: Sequence[str] = ()) -> list[Task]:
+def tasks(form: Form, only: Sequence[str] = (), finished: Collection[Cell] = ()) -> list[Task]:
     """Return all tasks in an order in which needs come first, but none of another form.
 
     Args:
         form: full, quick or long.
         only: groups, or parts of names, joined by "+" where all have to fit; a cell is taken if
             any of them fits. Empty: all.
+        finished: cells whose results are known already; no task is for them alone.
     """
     found: dict[Task, None] = {}
-
-    def add(task: Task) -> None:
-        for need in task.needs():
-            if task.form_of(need, form) is form:
-                add(need)
-        found.setdefault(task)
-
     for cell, groups in cells(form).items():
-        if not only or any(_fits(wish, group, cell) for wish in only for group in groups):
-            add(Task.of("nearest", cell))
+        wished = not only or any(_fits(wish, group, cell) for wish in only for group in groups)
+        if wished and cell not in finished:
+            _add(Task.of("nearest", cell), form, found)
     return list(found)
+
+
+def pilot_tasks(form: Form, wanted: Iterable[Task]) -> list[Task]:
+    """Return the tasks of `form.pilots` that some tasks of a form rest on, needs first."""
+    found: dict[Task, None] = {}
+    for task in wanted:
+        for need in task.needs():
+            if form.pilots and task.form_of(need, form) is form.pilots:
+                _add(need, form.pilots, found)
+    return list(found)
+
+
+def _add(task: Task, form: Form, found: dict[Task, None]) -> None:
+    for need in task.needs():
+        if task.form_of(need, form) is form:
+            _add(need, form, found)
+    found.setdefault(task)
 
 
 def _fits(wish: str, group: Group, cell: Cell) -> bool:

@@ -104,7 +104,7 @@ def export(form: Form, folder: Path) -> Path:
     store = Store(folder)
     done = [cell for cell in plan.cells(form) if store.has(Task.of("nearest", cell), form)]
     rows = [_row(cell, form, store) for cell in done]
-    rows += _kept_rows(form, path_of(form, folder), set(done))
+    rows += [row for cell, row in _current_rows(form, folder).items() if cell not in set(done)]
     rows.sort(key=lambda row: str(row["cell"]))
     target = path_of(form, folder)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,12 +120,18 @@ def export(form: Form, folder: Path) -> Path:
     return target
 
 
-def _kept_rows(form: Form, file: Path, done: set[Cell]) -> list[dict[str, Any]]:
+def exported(form: Form, folder: Path) -> set[Cell]:
+    """Return the cells whose results are exported and of the present inputs."""
+    return set(_current_rows(form, folder))
+
+
+def _current_rows(form: Form, folder: Path) -> dict[Cell, dict[str, Any]]:
+    file = path_of(form, folder)
     if not file.exists():
-        return []
-    wanted = {Task.of("nearest", cell).key(form) for cell in plan.cells(form) if cell not in done}
-    lines = file.read_text().splitlines()[1:]
-    return [row for line in lines if (row := json.loads(line))["key"] in wanted]
+        return {}
+    wanted = {Task.of("nearest", cell).key(form): cell for cell in plan.cells(form)}
+    rows = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    return {wanted[row["key"]]: row for row in rows if row["key"] in wanted}
 
 
 def path_of(form: Form, folder: Path) -> Path:

@@ -163,8 +163,9 @@ def test_a_longer_run_reads_the_pilots_of_the_form_that_it_names(tmp_path):
     assert all(task.form_of(need, FORM) is FORM for need in pilots)
     others = longer.model_copy(update={"pilots": FORM.model_copy(update={"fixed_level": 3.0})})
     assert task.key(longer) != task.key(others)
-    with pytest.raises(SystemExit, match="rests on the test form; run that first"):
-        run.run([task], longer, tmp_path, 1)
+    first = plan.pilot_tasks(longer, [task])
+    assert [need for need in first if need.stage == "train"] == pilots
+    assert plan.pilot_tasks(FORM, [task]) == []
     for need in task.needs():
         store.keep(need, task.form_of(need, longer), {"seconds": 1.0}, {})
     assert run._next([task], longer, store) == task
@@ -177,6 +178,15 @@ def test_the_long_form_trains_no_pilots():
 def test_the_headline_is_seven_arms_of_three_damages_with_three_seeds():
     measured = [t.cell for t in plan.tasks(plan.FULL, ["headline"]) if t.stage == "measure"]
     assert len(measured) == 3 * (2 + 3 * 5)
+
+
+def test_what_has_results_is_not_computed_again_but_for_what_rests_on_it():
+    cells = list(plan.cells(plan.QUICK))
+    pilot = next(cell for cell in cells if cell.arm == "pilot")
+    left = plan.tasks(plan.QUICK, finished=[cell for cell in cells if cell != pilot])
+    assert [task.cell for task in left if task.stage in ("measure", "nearest")] == [pilot, pilot]
+    assert {task.cell.arm for task in left if task.stage == "train"} == {*PILOTS, "pilot"}
+    assert plan.tasks(plan.QUICK, finished=cells) == []
 
 
 def test_wishes_pick_groups_and_parts_of_names():
