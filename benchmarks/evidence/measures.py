@@ -56,13 +56,20 @@ def samples_of(model: Model, config: SampleConfig, prior: LogNormalPrior) -> Pix
     return to_pixels(torch.cat(parts).numpy())
 
 
-def compare_samples(made: Pixels, data: DataSet, split: Split, side: int) -> dict[str, float]:
-    """Return Frechet distance, KID, precision and recall of samples against a split."""
+def features(pixels: Pixels, side: int) -> NDArray[np.float32]:
+    """Return EfficientNet-Lite0's features, (N, 1280), of images enlarged to side x side."""
+    return load_encoder(EncoderConfig(resolution=side)).embed(list(pixels))
+
+
+def compare_samples(
+    made: NDArray[np.float32], data: DataSet, split: Split, side: int
+) -> dict[str, float]:
+    """Return Frechet distance, KID, precision and recall of samples' features against a split."""
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    made_features = torch.from_numpy(_embed(made, side))
+    made_features = torch.from_numpy(made)
     real_features = torch.from_numpy(real(data, split, side))
     size = min(_KID_SIZE, len(made_features), len(real_features))
     with contextlib.redirect_stderr(io.StringIO()):
@@ -99,7 +106,7 @@ def nearest(made: Pixels, known: Pixels) -> Floats:
 @cache
 def real(data: DataSet, split: Split, side: int) -> NDArray[np.float32]:
     """Return the features of all images of a split."""
-    return _embed(split_of(data, split).pixels, side)
+    return features(split_of(data, split).pixels, side)
 
 
 @cache
@@ -110,10 +117,6 @@ def _statistics(data: DataSet, split: Split, side: int) -> dict[str, Any]:
         torch.from_numpy(real(data, split, side)).double()
     )
     return found
-
-
-def _embed(pixels: Pixels, side: int) -> NDArray[np.float32]:
-    return load_encoder(EncoderConfig(resolution=side)).embed(list(pixels))
 
 
 @torch.no_grad()

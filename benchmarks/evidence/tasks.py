@@ -106,9 +106,11 @@ def _measure(cell: Cell, form: Form, store: Store, told: Told) -> tuple[Facts, A
     _, which = np.unique(part.origins, return_inverse=True)
     counts = np.bincount(which)
     sums = np.stack([np.bincount(which, column) for column in loss.T], axis=1)
-    splits = ("validation", "test")
+    side = form.feature_side
+    features = measures.features(made, side)
     facts: Facts = {
-        split: measures.compare_samples(made, data, split, form.feature_side) for split in splits
+        split: measures.compare_samples(features, data, split, side)
+        for split in ("validation", "test")
     }
     facts["test"]["loss"] = loss.mean(axis=0).tolist()
     arrays = {"samples": made, "loss_of_photo": sums / counts[:, None], "images_of_photo": counts}

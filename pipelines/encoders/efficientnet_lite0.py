@@ -35,9 +35,11 @@ class SamePadConv2d(nn.Conv2d):
         """Return (B, C', ceil(H / stride), ceil(W / stride))."""
         down = self._padding(x_BCHW.shape[2], 0)
         across = self._padding(x_BCHW.shape[3], 1)
-        if max(down + across):
-            x_BCHW = F.pad(x_BCHW, [*across, *down])
-        return F.conv2d(x_BCHW, self.weight, self.bias, self.stride, 0, 1, self.groups)
+        padding = (down[0], across[0])
+        if padding != (down[1], across[1]):
+            # The convolution itself pads both sides alike, without a copy.
+            x_BCHW, padding = F.pad(x_BCHW, [*across, *down]), (0, 0)
+        return F.conv2d(x_BCHW, self.weight, self.bias, self.stride, padding, 1, self.groups)
 
     def _padding(self, size: int, axis: int) -> tuple[int, int]:
         kernel, stride = self.kernel_size[axis], self.stride[axis]
@@ -67,8 +69,8 @@ class InvertedResidual(nn.Module):
         """Return (B, C', H', W')."""
         y = x_BCHW
         if self.expands:
-            y = F.relu6(self._bn0(self._expand_conv(y)))
-        y = F.relu6(self._bn1(self._depthwise_conv(y)))
+            y = F.relu6(self._bn0(self._expand_conv(y)), inplace=True)
+        y = F.relu6(self._bn1(self._depthwise_conv(y)), inplace=True)
         y = self._bn2(self._project_conv(y))
         out: Tensor = x_BCHW + y if self.has_skip else y
         return out
@@ -95,7 +97,7 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return pooled features (B, 1280) of preprocessed images."""
-        x = F.relu6(self._bn0(self._conv_stem(x_BCHW)))
+        x = F.relu6(self._bn0(self._conv_stem(x_BCHW)), inplace=True)
         for block in self._blocks:
             x = block(x)
         features: Tensor = F.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
