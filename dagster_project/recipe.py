@@ -4,10 +4,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ambient_omni.classifier.config import AnnotatorConfig, ClassifierConfig
+from ambient_omni.config import Frozen, explained, load_config
 from ambient_omni.data.transforms import Transform
 from ambient_omni.training.config import TrainConfig
 from dagster_project.operations.config import OperationsConfig
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".yaml", ".yml", ".json")
 Model = TypeVar("Model", bound=BaseModel)
 _GIVEN_BY_THE_GRAPH = ("name", "policy_id", "batches", "transform")
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Training(TrainConfig):
@@ -55,7 +51,7 @@ class Training(TrainConfig):
         return TrainConfig.model_validate(self.model_dump() | given)
 
 
-class Recipe(_Frozen):
+class Recipe(Frozen):
     """Every setting of the graph.
 
     Attributes:
@@ -129,14 +125,12 @@ def load_recipe(name: str) -> Recipe:
         BadInput: there is none, or a setting is unknown or out of range; the message names it.
     """
     if name.endswith(SUFFIXES):
-        file = Path(name).expanduser()
-        if not file.is_file():
-            raise BadInput(f"recipe file {name} does not exist; check the path")
-        return parse_recipe(_yaml(file.read_text(encoding="utf-8"), name), name)
+        return load_config(Path(name).expanduser(), Recipe, "recipe")
     bundled = resources.files("dagster_project") / "recipes" / f"{name}.yaml"
     if not bundled.is_file():
         raise BadInput(f"no recipe {name!r}; there are {', '.join(recipe_names())}, or name a file")
-    return parse_recipe(_yaml(bundled.read_text(encoding="utf-8"), name), name)
+    with resources.as_file(bundled) as file:
+        return load_config(file, Recipe, "recipe")
 
 
 def recipe_names() -> list[str]:
@@ -167,14 +161,4 @@ def _checked(model: type[Model], values: Any, where: str) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "recipe"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise BadInput(f"{where}: {place}: {first['msg']}{more}") from error
-
-
-def _yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise BadInput(f"{where} is no YAML: {' '.join(str(error).split())}") from error
+        raise BadInput(f"{where}: {explained(error, model)}") from error

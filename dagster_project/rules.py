@@ -2,17 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from ambient_omni.config import Frozen
 from ambient_omni.windows.config import CropClassifierConfig, ReceptiveFieldConfig
 from pipelines.pilot.config import SMALL
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ClassifierRule(_Frozen):
+class ClassifierRule(Frozen):
     """An arm whose levels come from the recipe's noise classifier."""
 
     kind: Literal["classifier_threshold"] = "classifier_threshold"
@@ -36,14 +33,14 @@ class ClassifierRule(_Frozen):
     )
 
 
-class FixedRule(_Frozen):
+class FixedRule(Frozen):
     """An arm with one level per source; "*" is every other source, null is never."""
 
     kind: Literal["fixed_per_source"]
     levels: dict[str, float | None] = Field(min_length=1)
 
 
-class RankRule(_Frozen):
+class RankRule(Frozen):
     """An arm that trusts the best share by one score and gives the rest one level."""
 
     kind: Literal["quality_rank"]
@@ -52,7 +49,7 @@ class RankRule(_Frozen):
     sigma_min_rest: float | None = Field(ge=0)
 
 
-class SampleSizeRule(_Frozen):
+class SampleSizeRule(Frozen):
     """An arm that weighs bias against variance by the numbers of images; frozen on the pool."""
 
     kind: Literal["sample_size"]
@@ -64,7 +61,7 @@ class SampleSizeRule(_Frozen):
     )
 
 
-class SourceRule(_Frozen):
+class SourceRule(Frozen):
     """An arm with one level per source, read off the classifier's levels there; frozen."""
 
     kind: Literal["classifier_per_source"]
@@ -83,7 +80,7 @@ class SourceRule(_Frozen):
         return self
 
 
-class PilotRule(_Frozen):
+class PilotRule(Frozen):
     """An arm whose thresholds are set by pilot trainings; frozen when they were run first."""
 
     kind: Literal["pilot_calibrated"]
@@ -105,7 +102,7 @@ class PilotRule(_Frozen):
     )
 
 
-class WindowRule(_Frozen):
+class WindowRule(Frozen):
     """An arm for a foreign pool: never above, but below the level that its crops allow."""
 
     kind: Literal["crop_window"]

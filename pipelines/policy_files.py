@@ -4,9 +4,9 @@ from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from ambient_omni.config import explained, read_settings
 from ambient_omni.noise.crossing import corrected_tau
 from pipelines import policies
 from pipelines.freezing import (
@@ -40,7 +40,7 @@ def policy_from_file(root: Root, path: Path, batches: Sequence[str]) -> AnyPolic
         BadInput: the file cannot be read, or a setting is missing, unknown or out of range.
         TableMissing: the classifier or the scores that it needs are not there.
     """
-    return _from_values(root, path, _read(path), batches)
+    return _from_values(root, path, read_settings(path, "policy"), batches)
 
 
 def _from_values(
@@ -79,9 +79,7 @@ def _from_values(
             return freeze_crop_window(root, **_settings(values) | {"floor": floor})
         return policies.from_values(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "policy"
-        raise BadInput(f"{path}: {where}: {first['msg']}") from error
+        raise BadInput(f"{path}: {explained(error, AnyPolicy)}") from error
 
 
 def _best_of_duplicates(
@@ -132,14 +130,3 @@ def _require(
 
 def _settings(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != "kind"}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values: Any = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        said = " ".join(str(error).split())
-        raise BadInput(f"cannot read the policy {path}: {said}") from error
-    if not isinstance(values, dict):
-        raise BadInput(f"the policy {path} must be a mapping of settings to values")
-    return values

@@ -25,9 +25,24 @@ def test_a_config_needs_a_policy_and_batches_and_the_rest_has_defaults(tmp_path)
     [
         ("policy_id: p\nbatches: [b]\nbatchsize: 3\n", "batchsize: there is no such setting"),
         ("policy_id: p\nbatches: []\n", "batches: Tuple should have at least 1 item"),
-        ("batches: [b]\n", "policy_id: Field required"),
+        ("batches: [b]\n", "policy_id: this setting is needed"),
         ("policy_id: p\nbatches: [b]\noptimizer: {learning_rate: -1}\n", "optimizer.learning_rate"),
-        ("[1, 2]\n", "must be a mapping"),
+        ("policy_id: p\nbatchs: [b]\n", "batchs: there is no such setting; did you mean batches?"),
+        (
+            "policy_id: p\nbatches: [b]\nnetwork: {kind: patched_unet, width: [8]}\n",
+            "network.width: there is no such setting; did you mean widths?",
+        ),
+        (
+            "policy_id: p\nbatches: [b]\nprior: {kind: lognormal}\n",
+            "prior: there is no kind 'lognormal'; did you mean log_normal?",
+        ),
+        (
+            "policy_id: p\nbatches: [b]\ncondition: label\n",
+            "condition: it must be a mapping of settings to values, such as {kind: ...}",
+        ),
+        ("policy_id: p\nbatches: [b]\nema: 3\n", "ema: it must be a mapping of settings"),
+        ("", "is empty; it must be a mapping"),
+        ("[1, 2]\n", "must be a mapping of settings to values, not a list"),
         ("a: [\n", "cannot read the config"),
     ],
 )

@@ -83,7 +83,8 @@ def test_what_is_wrong_is_one_line_and_exit_code_two(root, capsys, words, said):
     ("text", "said"),
     [
         ("[1, 2]", "must be a mapping"),
-        ("kind: nonsense\n", "nonsense"),
+        ("kind: nonsense\n", "there is no kind 'nonsense'; there are classifier_threshold, "),
+        ("name: n\n", "a kind is needed; there are classifier_threshold, "),
         ("kind: fixed_per_source\nnoise_space: s\nlevels: {web: -1}\n", "no sigma"),
         ("kind: quality_rank\ncolumn: sharpness\n", "missing"),
         (RANK, "share no version of scores/classical; run score on them"),
