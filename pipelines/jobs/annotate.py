@@ -4,6 +4,7 @@ No pixel is read and no network is run: a new policy costs seconds.
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from pipelines.measures import (
     scores_slice,
 )
 from pipelines.policies import (
+    ANY_SOURCE,
     AnyPolicy,
     BestOfDuplicates,
     ClassifierPerSource,
@@ -82,7 +84,7 @@ def annotate(root: Root, batch: str, policy: AnyPolicy, *, dry_run: bool = False
                 versions=root.tables.versions(["samples", "reference_sets", *_tables_of(policy)]),
             )
             unscored = pc.sum(pc.equal(table["reason"], policies.UNSCORED)).as_py() or 0
-            notes = _notes(table)
+            notes = (*_notes(table), *_misnamed(policy, samples["source"].to_pylist()))
     count = samples.num_rows
     return JobReport(
         JOB,
@@ -117,6 +119,24 @@ def _notes(table: pa.Table) -> tuple[str, ...]:
     }
     return tuple(text for reason, text in _TELLING.items() if share[reason] >= _NEARLY_ALL)
 
+
+def _misnamed(policy: AnyPolicy, sources: Sequence[str]) -> tuple[str, ...]:
+    """Say which names match nothing where `*` took other samples: one may be misspelt."""
+    if not isinstance(policy, FixedPerSource) or ANY_SOURCE not in policy.levels:
+        return ()
+    unmet = sorted(set(policy.levels) - set(sources) - {ANY_SOURCE})
+    by_rest = sorted(set(sources) - set(policy.levels))
+    if not unmet or not by_rest:
+        return ()
+    more = f" and {len(by_rest) - _MOST_NAMED} more" if len(by_rest) > _MOST_NAMED else ""
+    return (
+        f"levels name {', '.join(unmet)}, and no sample of this batch is of that source; "
+        f"{ANY_SOURCE!r} gave the level to {', '.join(by_rest[:_MOST_NAMED])}{more}. Right if the "
+        "name is of another batch; else correct it",
+    )
+
+
+_MOST_NAMED = 5
 
 # Shares that say more of the classifier than of the images.
 _NEARLY_ALL = 0.99

@@ -401,6 +401,19 @@ def test_the_curve_of_a_batch_is_told_by_source(batch):
     assert dataset_level(np.full(8, -5.0), SIGMAS) is None
 
 
+def test_a_source_that_no_sample_is_of_is_said_aloud_where_the_rest_took_others(batch):
+    space = EVERYTHING.noise_space
+
+    def notes(levels):
+        return annotate(batch, "b1", FixedPerSource(noise_space=space, levels=levels)).notes
+
+    (note,) = notes({"wbe": 1.0, "made": 0.5, "*": 0.0})
+    assert "levels name wbe" in note
+    assert "gave the level to web" in note
+    assert notes({"web": 1.0, "made": 0.5, "another": 1.0, "*": 0.0}) == ()
+    assert notes({"web": 1.0, "*": 0.0}) == ()
+
+
 def test_an_answer_that_is_the_same_for_all_is_said_aloud(batch):
     put_curves(batch, "b1", np.full((6, 8), 0.5))
     report = annotate(batch, "b1", BY_CURVE)
