@@ -20,14 +20,16 @@ Config = TypeVar("Config", bound=BaseModel)
 def run_ingest(options: argparse.Namespace) -> JobReport:
     """Bring images in as one batch; makes the root where there is none."""
     from pipelines.ingest import IngestConfig, ingest
+    from pipelines.ingest.register import check_batch_name
+    from pipelines.ingest.source import open_source
 
     config = _config(options, IngestConfig)
     if options.in_place:
         config = config.model_copy(update={"in_place": True})
+    # What cannot be ingested must not leave an empty root behind.
+    check_batch_name(options.batch)
+    kind = open_source(options.source, config).kind
     if options.dry_run:
-        from pipelines.ingest.source import open_source
-
-        kind = open_source(options.source, config).kind
         sys.stdout.write(f"{options.source} is a {kind}; settings: {config.model_dump_json()}\n")
         return JobReport("ingest", options.batch)
     root = Root.create(options.root)

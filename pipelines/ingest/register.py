@@ -26,16 +26,25 @@ def check_batch(root: Root, batch: str, role: str) -> None:
     Raises:
         BadInput: a name that cannot stand in a path, an unknown role, or another role than before.
     """
-    if not re.fullmatch(PARTITION_VALUE_PATTERN.strip("^$"), batch) or batch in (".", ".."):
-        raise BadInput(
-            f"batch name {batch!r} cannot be used; take letters, digits, '_', '.', '-', up to 128"
-        )
+    check_batch_name(batch)
     if role not in ROLES:
         raise BadInput(f"role {role!r} is none of {list(ROLES)}")
     known = _find(root, batch)
     if known is not None and known["role"] != role:
         raise BadInput(
             f"batch {batch} was ingested as {known['role']}; take another batch name for {role}"
+        )
+
+
+def check_batch_name(batch: str) -> None:
+    """Refuse a name of a batch that cannot stand in a path; no root is needed.
+
+    Raises:
+        BadInput: it cannot.
+    """
+    if not re.fullmatch(PARTITION_VALUE_PATTERN.strip("^$"), batch) or batch in (".", ".."):
+        raise BadInput(
+            f"batch name {batch!r} cannot be used; take letters, digits, '_', '.', '-', up to 128"
         )
 
 

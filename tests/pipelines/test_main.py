@@ -47,6 +47,21 @@ def test_a_batch_goes_from_a_folder_to_levels_by_command(spark, tmp_path, folder
         assert (code, "written 0, unchanged 6" in out) == (0, True)
 
 
+@pytest.mark.parametrize(
+    ("name", "there", "said"),
+    [("a/b", True, "batch name 'a/b' cannot be used"), ("b1", False, "/none")],
+)
+def test_an_ingest_that_cannot_be_leaves_no_root_behind(
+    tmp_path, folder, capsys, name, there, said
+):
+    source = folder if there else tmp_path / "none"
+    where = ("--root", tmp_path / "root", "--batch", name)
+    code, _, err = run(capsys, "ingest", *where, "--source", source)
+    assert code == 2
+    assert said in err
+    assert not (tmp_path / "root").exists()
+
+
 def test_a_dry_run_says_how_much_there_is_to_do(spark, tmp_path, folder, capsys):
     where = ("--root", tmp_path / "root", "--batch", "b1")
     run(capsys, "ingest", *where, "--source", folder)
