@@ -52,7 +52,7 @@ def losses(
 
 def curves(file: Path, arms: Mapping[Arm, Sequence[tuple[int, float]]]) -> None:
     """Draw validation loss against images seen."""
-    figure, axis = pyplot.subplots(figsize=(4.6, 3.2))
+    figure, axis = pyplot.subplots(figsize=(6.0, 3.2), layout="constrained")
     for arm, points in arms.items():
         seen, loss = zip(*points, strict=True)
         _line(axis, np.array(seen) / 1000, np.array(loss), arm)
@@ -60,7 +60,7 @@ def curves(file: Path, arms: Mapping[Arm, Sequence[tuple[int, float]]]) -> None:
     axis.set_ylabel("validation loss, summed over levels")
     best = min(loss for points in arms.values() for _, loss in points)
     axis.set_ylim(best * 0.98, best * 1.4)
-    axis.legend(fontsize=7)
+    figure.legend(fontsize=8, loc="outside right center")
     _save(figure, file)
 
 
@@ -68,13 +68,13 @@ def sweep(
     file: Path, label: str, places: Sequence[float], arms: Mapping[Arm, Sequence[float]]
 ) -> None:
     """Draw the loss of each arm against what is swept; a place without one (NaN) is left out."""
-    figure, axis = pyplot.subplots(figsize=(4.6, 3.2))
+    figure, axis = pyplot.subplots(figsize=(6.0, 3.2), layout="constrained")
     for arm, values in arms.items():
         _line(axis, np.array(places), np.array(values), arm, marker="o")
     axis.set_xscale("log")
     axis.set_xlabel(label)
     axis.set_ylabel("held-out loss, summed over levels")
-    axis.legend(fontsize=7)
+    figure.legend(fontsize=8, loc="outside right center")
     _save(figure, file)
 
 

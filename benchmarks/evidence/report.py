@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.evidence import plan, plots
-from benchmarks.evidence.cells import Arm, Cell, Form, Task
+from benchmarks.evidence.cells import Arm, Cell, Form
 from benchmarks.evidence.goals import MARGIN, record_goals, record_longer
 from benchmarks.evidence.groups import (
     BASELINES,
@@ -33,9 +33,9 @@ from benchmarks.evidence.results import (
     paired_by_photo,
     path_of,
     read,
+    samples_of,
     with_longer,
 )
-from benchmarks.evidence.store import Store
 
 DOCS = Path(__file__).parents[2] / "docs"
 READING = Path(__file__).parent / "reading.md"
@@ -68,7 +68,7 @@ def write(form: Form, folder: Path) -> None:
         "\n".join(_arms(study)),
         "\n".join(_others(study)),
         "\n".join(_speed(study)),
-        "\n".join(_plots(study, images, Store(folder))),
+        "\n".join(_plots(study, images, folder)),
         _how(study),
     ]
     target.write_text("\n".join(part for part in parts if part.strip()).rstrip() + "\n")
@@ -390,7 +390,7 @@ def _turned(row: Row) -> str:
     return f"then the validation loss rises by {100 * row.rise:.1f} %"
 
 
-def _plots(study: Study, folder: Path, store: Store) -> Iterator[str]:
+def _plots(study: Study, folder: Path, cache: Path) -> Iterator[str]:
     known = groups_of(study, list(plan.headline_problems()))
     groups = [group for group in known if group.rows("all_clean")]
     if not groups:
@@ -416,20 +416,17 @@ def _plots(study: Study, folder: Path, store: Store) -> Iterator[str]:
     yield "\n## Pictures\n"
     yield "![held-out loss per level](images/evidence_levels.png)\n"
     yield f"![validation loss of {title(first.problem)}](images/evidence_curves.png)\n"
-    sheet = _sheet(first, arms, store)
+    sheet = _sheet(first, arms, cache)
     if sheet:
         plots.contact_sheet(folder / "evidence_samples.png", sheet)
         yield f"![samples of {title(first.problem)}](images/evidence_samples.png)"
 
 
-def _sheet(group: Group, arms: Sequence[Arm], store: Store) -> dict[str, np.ndarray]:
-    """Return samples of each arm from the cache; those whose cache is gone are left out."""
-    found = {}
-    for arm in arms:
-        task = Task.of("measure", Cell.of(group.problem, arm))
-        if store.has(task, group.study.form):
-            found[name_of(arm)] = store.arrays(task, group.study.form)["samples"]
-    return found
+def _sheet(group: Group, arms: Sequence[Arm], cache: Path) -> dict[str, np.ndarray]:
+    """Return the exported samples of each arm; one without any is left out."""
+    form = group.study.form
+    found = {arm: samples_of(form, cache, Cell.of(group.problem, arm)) for arm in arms}
+    return {name_of(arm): samples for arm, samples in found.items() if samples is not None}
 
 
 def _how(study: Study) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from scipy.stats import t as student
 
@@ -29,6 +30,7 @@ from benchmarks.evidence.store import Store
 FOLDER = Path(__file__).parent / "results"
 _PACKAGES = ("torch", "numpy", "scipy", "diffusers", "torch-fidelity")
 _DIGITS = 5
+_SHOWN = 16
 LEAST_RISE = 0.02
 """Of validation loss, that counts as a turn and not as a wiggle."""
 
@@ -117,7 +119,35 @@ def export(form: Form, folder: Path) -> Path:
     }
     lines = [json.dumps(head, sort_keys=True), *(json.dumps(row, sort_keys=True) for row in rows)]
     target.write_text("\n".join(lines) + "\n")
+    _export_samples(form, folder, done, {row["key"] for row in rows})
     return target
+
+
+def samples_of(form: Form, folder: Path, cell: Cell) -> NDArray[np.uint8] | None:
+    """Return the first samples of a cell that is shown, (N, 16, 16, 3); None: not exported."""
+    file = _samples_folder(form, folder) / f"{Task.of('nearest', cell).key(form)}.png"
+    if not file.exists():
+        return None
+    strip = np.asarray(Image.open(file).convert("RGB"))
+    return np.stack(np.split(strip, strip.shape[1] // strip.shape[0], axis=1))
+
+
+def _export_samples(form: Form, folder: Path, done: Sequence[Cell], current: set[str]) -> None:
+    """Write the first samples of the first problem's arms; those of other inputs go."""
+    store, target = Store(folder), _samples_folder(form, folder)
+    target.mkdir(exist_ok=True)
+    shown = {Cell.of(plan.long_problem(), cell.arm) for cell in done}
+    for cell in shown & set(done):
+        samples = store.arrays(Task.of("measure", cell), form)["samples"][:_SHOWN]
+        strip = np.concatenate(list(samples), axis=1)
+        Image.fromarray(strip).save(target / f"{Task.of('nearest', cell).key(form)}.png")
+    for file in target.glob("*.png"):
+        if file.stem not in current:
+            file.unlink()
+
+
+def _samples_folder(form: Form, folder: Path) -> Path:
+    return path_of(form, folder).with_suffix("")
 
 
 def exported(form: Form, folder: Path) -> set[Cell]:

@@ -593,6 +593,24 @@ def test_an_export_keeps_what_is_current_and_drops_what_is_not(finished, tmp_pat
     assert results.read(results.export(FORM, empty)).rows == ()
 
 
+def test_samples_that_are_shown_outlive_the_cache_and_not_their_inputs(
+    finished, tmp_path, monkeypatch
+):
+    cell = Cell.of(PROBLEM, "only_reference")
+    monkeypatch.setattr(plan, "cells", lambda form: {cell: []})
+    monkeypatch.setattr(plan, "long_problem", lambda: PROBLEM)
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    results.export(FORM, finished.folder)
+    empty = tmp_path / "another machine"
+    empty.mkdir()
+    results.export(FORM, empty)
+    made = finished.arrays(Task.of("measure", cell), FORM)["samples"]
+    assert np.array_equal(results.samples_of(FORM, empty, cell), made[:16])
+    monkeypatch.setitem(Task.key.__globals__["VERSIONS"], "nearest", 99)
+    results.export(FORM, empty)
+    assert not list(tmp_path.rglob("*.png"))
+
+
 def test_a_result_that_is_none_any_more_is_withdrawn(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     arms = {"only_reference": 4, "keep_everything": 5, "all_clean": 2, "classifier_hard": 3}
