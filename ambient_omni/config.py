@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,10 +11,22 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from schemas.errors import BadInput
+from schemas.known import instead_of
 
 Config = TypeVar("Config", bound=BaseModel)
 
-_NO_MAPPING = ("model_type", "model_attributes_type", "dict_type", "mapping_type")
+_NO_MAPPING = ("model_type", "model_attributes_type")
+_PLAINLY = {
+    "missing": "this setting is needed",
+    "dict_type": "it must be a mapping, such as {name: value}",
+    "mapping_type": "it must be a mapping, such as {name: value}",
+    "tuple_type": "it must be a list, such as [a, b]",
+    "list_type": "it must be a list, such as [a, b]",
+}
+"""What pydantic says in Python's words."""
+
+_KEY = "[key]"
+"""Pydantic's place of a mapping's key."""
 
 
 class Frozen(BaseModel):
@@ -114,7 +125,8 @@ def _inside(
     tagged = [model for model in models if part in _tags(model)]
     if tagged:
         return tagged
-    place.append(str(part))
+    if part != _KEY:
+        place.append(str(part))
     return models
 
 
@@ -130,27 +142,22 @@ def _said(error: Mapping[str, Any], models: Iterable[type[BaseModel]]) -> str:
     if error["type"] == "union_tag_invalid":
         tag, tags = error["ctx"]["tag"], error["ctx"]["expected_tags"]
         known = [name.strip("'") for name in tags.split(", ")]
-        return f"there is no kind {tag!r}{_near(tag, known)}"
+        return f"there is no kind {tag!r}{instead_of(tag, known)}"
     if error["type"] in _NO_MAPPING:
         tags = _listed(tag for model in models for tag in _tags(model))
         return "it must be a mapping of settings to values" + (
             f", such as {{kind: ...}} with one of {tags}" if tags else ""
         )
-    if error["type"] == "missing":
-        return "this setting is needed"
+    if error["type"] in _PLAINLY:
+        return _PLAINLY[error["type"]]
+    if error["type"] == "string_type" and error["loc"][-1] == _KEY:
+        return "names are text: put it in quotes"
     return _one_line(error["msg"]).removeprefix("Value error, ")
 
 
 def _unknown(name: str, models: Iterable[type[BaseModel]]) -> str:
     known = [field for model in models for field in model.model_fields]
-    return f"there is no such setting{_near(name, known)}"
-
-
-def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; there are {_listed(known)}" if known else ""
+    return f"there is no such setting{instead_of(name, known)}"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -9,9 +9,13 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
+from pydantic import AfterValidator
+
+from schemas.known import instead_of
 
 ImageHWC = np.ndarray
 """An image: uint8, (H, W, 3), RGB."""
@@ -34,6 +38,21 @@ class Damage:
     apply: Callable[[ImageHWC, float, np.random.Generator], ImageHWC]
 
 
+def require_kind(kind: str) -> str:
+    """Return a kind of damage that is known.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if kind not in DAMAGES:
+        raise ValueError(f"there is no kind of damage {kind!r}{instead_of(kind, DAMAGES)}")
+    return kind
+
+
+DamageKind = Annotated[str, AfterValidator(require_kind)]
+"""A key of `DAMAGES`, in settings."""
+
+
 def damage(
     kind: str, severity: float, image_HWC: ImageHWC, generator: np.random.Generator
 ) -> ImageHWC:
@@ -53,8 +72,7 @@ def damage(
         ValueError: The kind is unknown, the severity is not positive or the image has another
             type or shape.
     """
-    if kind not in DAMAGES:
-        raise ValueError(f"unknown kind of damage {kind!r}; known: {', '.join(DAMAGES)}")
+    require_kind(kind)
     if not severity > 0:
         raise ValueError(f"severity of {kind} must be positive, got {severity}")
     if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[2] != 3:

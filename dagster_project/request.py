@@ -165,15 +165,23 @@ class Request(BaseModel):
         """Return the request with more batches; one that is already there changes nothing.
 
         Raises:
-            BadInput: a name is taken by another source or another role.
+            BadInput: a name cannot be used, or is taken by another source or another role.
         """
+        from pipelines.ingest.register import check_batch_name
+
         known = {b.name: b for b in self.batches}
         for batch in new:
+            check_batch_name(batch.name)
             old = known.setdefault(batch.name, batch)
             if old != batch:
                 raise BadInput(
-                    f"batch {batch.name!r} already holds {old.source} as {old.role}; give "
-                    f"{batch.source} another name with --source-name, or take another --root"
+                    f"batch {batch.name!r} already holds {old.source} as {old.role}; "
+                    + (
+                        f"give {batch.source} another name with --source-name, or take another "
+                        "--root"
+                        if batch.role == "pool"
+                        else f"a root has one {batch.role}: take another --root for {batch.source}"
+                    )
                 )
         return self.model_copy(update={"batches": tuple(known.values())})
 

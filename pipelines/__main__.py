@@ -19,7 +19,7 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one job; return its exit code."""
     options = _parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], JobReport] = options.run
+    run: Callable[[argparse.Namespace], JobReport | None] = options.run
     try:
         report = run(options)
     except AmbientOmniError as error:
@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("stopped; nothing half done is visible, run the same command to go on\n")
         return _INTERRUPTED
+    if report is None:
+        return 0  # it has said what it had to say
     sys.stdout.write(_dry_line(report) if options.dry_run else report.line())
     sys.stdout.write("\n")
     return 0
@@ -60,6 +62,11 @@ def _add_sources(jobs: "Jobs") -> None:
         "--in-place",
         action="store_true",
         help="register tar shards where they lie, here or in an object store, without copying",
+    )
+    ingest.add_argument(
+        "--replace-source",
+        action="store_true",
+        help="the batch may hold another source's images: these take their place",
     )
     references = _job(
         jobs,
@@ -174,7 +181,7 @@ def _add_imports(jobs: "Jobs") -> None:
 def _import(
     jobs: "Jobs",
     name: str,
-    run: Callable[[argparse.Namespace], JobReport],
+    run: Callable[[argparse.Namespace], JobReport | None],
     text: str,
 ) -> argparse.ArgumentParser:
     job = _job(jobs, name, run, text, spark=True)
@@ -193,7 +200,7 @@ def _import(
 def _job(
     jobs: "Jobs",
     name: str,
-    run: Callable[[argparse.Namespace], JobReport],
+    run: Callable[[argparse.Namespace], JobReport | None],
     text: str,
     *,
     batch: bool = True,

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pipelines.job import JobReport
 from pipelines.spark import SparkSettings
 from schemas.errors import BadInput
+from schemas.known import require_batches
 from schemas.root import Root
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound=BaseModel)
 
 
-def run_ingest(options: argparse.Namespace) -> JobReport:
-    """Bring images in as one batch; makes the root where there is none."""
+def run_ingest(options: argparse.Namespace) -> JobReport | None:
+    """Bring images in as one batch; makes the root where there is none. None: a dry run."""
     from pipelines.ingest import IngestConfig, ingest
     from pipelines.ingest.register import check_batch_name
     from pipelines.ingest.source import open_source
@@ -31,9 +32,16 @@ def run_ingest(options: argparse.Namespace) -> JobReport:
     kind = open_source(options.source, config).kind
     if options.dry_run:
         sys.stdout.write(f"{options.source} is a {kind}; settings: {config.model_dump_json()}\n")
-        return JobReport("ingest", options.batch)
+        return None
     root = Root.create(options.root)
-    return ingest(root, options.batch, options.source, config, role=options.role)
+    return ingest(
+        root,
+        options.batch,
+        options.source,
+        config,
+        role=options.role,
+        replace_source=options.replace_source,
+    )
 
 
 def run_references(options: argparse.Namespace) -> JobReport:
@@ -42,6 +50,7 @@ def run_references(options: argparse.Namespace) -> JobReport:
 
     root = Root.open(options.root)
     if options.dry_run:
+        require_batches(root.tables, [options.batch])
         samples = root.tables.read("samples", ["sample_row"], {"ingest_batch": options.batch})
         return JobReport("references", options.batch, read=samples.num_rows)
     return define_reference_sets(

@@ -4,11 +4,13 @@ Shapes: N samples, L levels, S crop sizes.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field, validate_call
 
 from pipelines.measures import (
     classifier_row,
@@ -36,14 +38,18 @@ from schemas.errors import AnnotationMissing, BadInput, NotEnoughReferences
 from schemas.reference_sets import TRUSTED
 from schemas.root import Root
 
+# Settings come from people's files: pydantic says which is wrong before anything is read.
+_checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))
 
+
+@_checked
 def freeze_quality_rank(
     root: Root,
     batches: Sequence[str],
     *,
     column: str,
-    good_fraction: float,
-    sigma_min_rest: float | None,
+    good_fraction: Annotated[float, Field(ge=0, le=1)],
+    sigma_min_rest: Annotated[float, Field(ge=0)] | None,
     noise_space: str,
     pack: str = "classical",
     scorer_version: str | None = None,
@@ -101,12 +107,13 @@ def _pooled(
     return np.concatenate(scores), ids
 
 
+@_checked
 def freeze_sample_size(
     root: Root,
     batches: Sequence[str],
     *,
     classifier_id: str,
-    constant: float,
+    constant: Annotated[float, Field(gt=0)],
     smoothing_octaves: float = 0.25,
     name: str = "",
 ) -> SampleSizeAware:
@@ -148,12 +155,13 @@ def freeze_sample_size(
     )
 
 
+@_checked
 def freeze_source_levels(
     root: Root,
     batches: Sequence[str],
     *,
     threshold: ClassifierThreshold,
-    quantile: float = 0.9,
+    quantile: Annotated[float, Field(gt=0, le=1)] = 0.9,
     name: str = "",
     known: Mapping[str, float | None] | None = None,
 ) -> ClassifierPerSource:
@@ -170,10 +178,7 @@ def freeze_source_levels(
     Raises:
         TableMissing: the classifier has not graded a batch.
         AnnotationMissing: an image of the batches has no curve, or there is no pool image at all.
-        BadInput: the quantile is out of range.
     """
-    if not (isinstance(quantile, int | float) and 0 < quantile <= 1):
-        raise BadInput(f"quantile {quantile!r} is no share of a source's images: above 0, up to 1")
     settled = dict(known or {})
     sigmas = np.array(classifier_row(root, threshold.classifier_id)["sigmas"], np.float64)
     trusted = root.tables.read("reference_sets", ["sample_row"])["sample_row"].to_numpy()
@@ -205,6 +210,7 @@ def freeze_source_levels(
     )
 
 
+@_checked
 def freeze_crop_window(
     root: Root,
     *,

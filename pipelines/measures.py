@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipelines.scorers import PACKS as SCORERS
 from pipelines.scorers.base import Direction
 from schemas.errors import AnnotationMissing, BadInput, TableMissing
+from schemas.known import instead_of, require_batches
 from schemas.root import Root
 from schemas.scores import EXTERNAL
 
@@ -101,10 +102,11 @@ def direction_of(
     Raises:
         BadInput: there is no such score, or it is better neither way.
     """
-    if pack != EXTERNAL and (
-        pack not in SCORERS or column not in {s.name for s in SCORERS[pack].scorers}
-    ):
-        raise BadInput(f"there is no score {column!r} in a pack {pack!r}")
+    if pack != EXTERNAL and pack not in SCORERS:
+        raise BadInput(f"there is no pack of scores {pack!r}{instead_of(pack, SCORERS)}")
+    names = [] if pack == EXTERNAL else [s.name for s in SCORERS[pack].scorers]
+    if pack != EXTERNAL and column not in names:
+        raise BadInput(f"the pack {pack!r} has no score {column!r}{instead_of(column, names)}")
     own = None if pack == EXTERNAL else SCORERS[pack].scorer(column).direction
     direction = given or own
     if direction is None:
@@ -124,9 +126,10 @@ def the_version(root: Root, batches: Sequence[str], pack: str) -> str:
     scores, as with `clip` under another network or imported ones, the only one that all have.
 
     Raises:
-        BadInput: the batches share several versions.
+        BadInput: there is no such batch, or the batches share several versions.
         TableMissing: they share none.
     """
+    require_batches(root.tables, batches)
     shared = set.intersection(*(_versions(root, pack, batch) for batch in batches))
     if pack != EXTERNAL and SCORERS[pack].version in shared:
         return SCORERS[pack].version
@@ -236,7 +239,11 @@ def classifier_row(root: Root, classifier_id: str) -> Mapping[str, object]:
     """
     rows = root.tables.read("noise_classifiers", where={"classifier_id": classifier_id}).to_pylist()
     if not rows:
-        raise TableMissing(f"there is no noise classifier {classifier_id!r}; train it first")
+        known = root.tables.read("noise_classifiers", ["classifier_id"])["classifier_id"]
+        raise TableMissing(
+            f"there is no noise classifier {classifier_id!r}"
+            + instead_of(classifier_id, known.to_pylist())
+        )
     found: Mapping[str, object] = rows[0]
     return found
 

@@ -19,6 +19,7 @@ from pipelines.measures import direction_of, good_share_of, noise_space_of, the_
 from pipelines.policies import AnyPolicy, ClassifierThreshold, FixedPerSource
 from pipelines.policies.by_window import Floor
 from schemas.errors import BadInput
+from schemas.known import instead_of
 from schemas.root import Root
 
 _FLOOR: TypeAdapter[ClassifierThreshold | FixedPerSource] = TypeAdapter(Floor)
@@ -40,13 +41,15 @@ def policy_from_file(root: Root, path: Path, batches: Sequence[str]) -> AnyPolic
         BadInput: the file cannot be read, or a setting is missing, unknown or out of range.
         TableMissing: the classifier or the scores that it needs are not there.
     """
-    return _from_values(root, path, read_settings(path, "policy"), batches)
+    return _from_values(root, str(path), read_settings(path, "policy"), batches)
 
 
 def _from_values(
-    root: Root, path: Path, values: dict[str, Any], batches: Sequence[str]
+    root: Root, where: str, values: dict[str, Any], batches: Sequence[str]
 ) -> AnyPolicy:
     kind = values.get("kind")
+    if kind in ("classifier_threshold", "pilot_calibrated", "sample_size"):
+        _require_classifier(root, where, values)
     try:
         if kind == "classifier_threshold" and "good_share" in values:
             values = _corrected(root, values)
@@ -54,42 +57,44 @@ def _from_values(
             values["noise_space"] = noise_space_of(root, str(values.get("classifier_id")))
         if kind == "quality_rank" and "cut_score" not in values:
             needed = {"column", "good_fraction", "sigma_min_rest", "noise_space"}
-            _require(path, values, needed, {"scorer_version", "direction"})
+            _require(where, values, needed, {"scorer_version", "direction"})
             return freeze_quality_rank(root, batches, **_settings(values))
         if kind == "best_of_duplicates":
-            return _best_of_duplicates(root, path, values, batches)
+            return _best_of_duplicates(root, where, values, batches)
         if kind == "sample_size" and "max_evidence" not in values:
-            _require(path, values, {"classifier_id", "constant"}, {"smoothing_octaves"})
+            _require(where, values, {"classifier_id", "constant"}, {"smoothing_octaves"})
             return freeze_sample_size(root, batches, **_settings(values))
         if kind == "classifier_per_source" and "levels" not in values:
-            _require(path, values, {"threshold"}, {"quantile"})
-            given = values["threshold"]
-            threshold = (
-                _from_values(root, path, dict(given), batches) if isinstance(given, dict) else None
-            )
-            if not isinstance(threshold, ClassifierThreshold):
-                raise BadInput(f"{path}: threshold: it must be a classifier_threshold")
-            return freeze_source_levels(
-                root, batches, **_settings(values) | {"threshold": threshold}
-            )
+            return _per_source(root, where, values, batches)
         if kind == "crop_window" and "sigma_max" not in values:
             ids = {"crop_classifier_id", "receptive_field_id"}
-            _require(path, values, {*ids, "floor"}, {"epsilon"})
+            _require(where, values, {*ids, "floor"}, {"epsilon"})
             floor = _FLOOR.validate_python(values["floor"])
             return freeze_crop_window(root, **_settings(values) | {"floor": floor})
         return policies.from_values(values)
     except ValidationError as error:
-        raise BadInput(f"{path}: {explained(error, AnyPolicy)}") from error
+        raise BadInput(f"{where}: {explained(error, AnyPolicy)}") from error
+
+
+def _per_source(
+    root: Root, where: str, values: dict[str, Any], batches: Sequence[str]
+) -> AnyPolicy:
+    _require(where, values, {"threshold"}, {"quantile"})
+    given = values["threshold"]
+    if not isinstance(given, dict) or given.get("kind") != "classifier_threshold":
+        raise BadInput(f"{where}: threshold: it must be of kind classifier_threshold")
+    threshold = _from_values(root, f"{where}: threshold", dict(given), batches)
+    return freeze_source_levels(root, batches, **_settings(values) | {"threshold": threshold})
 
 
 def _best_of_duplicates(
-    root: Root, path: Path, values: dict[str, Any], batches: Sequence[str]
+    root: Root, where: str, values: dict[str, Any], batches: Sequence[str]
 ) -> AnyPolicy:
     """Fill in the rule of what is kept, and the version of the score that chooses."""
     floor = values.get("floor")
     if not isinstance(floor, dict):
-        raise BadInput(f"{path}: best_of_duplicates needs a floor, the rule for what is kept")
-    decided = _from_values(root, path, dict(floor), batches)
+        raise BadInput(f"{where}: best_of_duplicates needs a floor, the rule for what is kept")
+    decided = _from_values(root, f"{where}: floor", dict(floor), batches)
     pack, column = str(values.get("pack", "classical")), str(values.get("column", ""))
     found = {
         "floor": decided.model_dump(mode="json"),
@@ -118,13 +123,23 @@ def _corrected(root: Root, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require(
-    path: Path, values: dict[str, Any], needed: set[str], optional: Set[str] = frozenset()
+    where: str, values: dict[str, Any], needed: set[str], optional: Set[str] = frozenset()
 ) -> None:
     given = set(values) - {"kind", "name", "pack"}
     if given - optional != needed:
         raise BadInput(
-            f"{path}: a {values['kind']} to be frozen needs {sorted(needed)}; missing "
+            f"{where}: a {values['kind']} to be frozen needs {sorted(needed)}; missing "
             f"{sorted(needed - given)}, unknown {sorted(given - needed - optional)}"
+        )
+
+
+def _require_classifier(root: Root, where: str, values: dict[str, Any]) -> None:
+    named = values.get("classifier_id")
+    if not isinstance(named, str):
+        known = root.tables.read("noise_classifiers", ["classifier_id"])["classifier_id"]
+        raise BadInput(
+            f"{where}: classifier_id: the id of a noise classifier is needed"
+            + instead_of("", known.to_pylist())
         )
 
 

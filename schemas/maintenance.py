@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties
 
+from schemas.errors import BadInput
 from schemas.registry import all_contracts, contract
 from schemas.slice_writer import WrittenFile
 from schemas.tables import Commit, Tables, slice_paths
@@ -120,6 +121,8 @@ def vacuum(
     Raises:
         TableMissing: there is no such table yet.
     """
+    if retention_hours < 0:
+        raise BadInput(f"a retention of {retention_hours} hours is in the future; 0 or more")
     delta = tables.open(name).delta
     pins = pinned_versions(tables).get(name, [])
     found: list[str] = delta.vacuum(

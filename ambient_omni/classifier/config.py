@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, RootModel, model_validator
+from pydantic import Field, PositiveFloat, RootModel, field_validator, model_validator
 
 from ambient_omni.config import Frozen, load_config
+from ambient_omni.damage import DamageKind
 from ambient_omni.data.config import LatentConfig
 from ambient_omni.data.transforms import Transform
 from schemas.errors import BadInput
@@ -32,12 +33,12 @@ class ClassifierNetworkConfig(Frozen):
 class ControlConfig(Frozen):
     """The positive control: what is planted, and what must be found."""
 
-    severities: dict[str, float] = Field(
+    severities: dict[DamageKind, PositiveFloat] = Field(
         default={"gaussian_blur": 1.5, "jpeg": 85.0, "sensor_noise": 32.0},
         min_length=1,
         description="Kinds of damage planted in validation references, with their severity.",
     )
-    worst: dict[str, float] = Field(
+    worst: dict[DamageKind, PositiveFloat] = Field(
         default={"gaussian_blur": 3.0, "sensor_noise": 70.0},
         min_length=1,
         description="Heavy damage: what even this does not show is no matter of quality.",
@@ -59,7 +60,7 @@ class OrderConfig(Frozen):
     weight: float = Field(default=1.0, ge=0, description="Of the order's loss; 0: no chains.")
     num_chains: int = Field(default=1_000, ge=1, description="Chains planted per network.")
     chains_per_batch: int = Field(default=8, ge=1)
-    ranges: dict[str, tuple[float, float]] = Field(
+    ranges: dict[DamageKind, tuple[PositiveFloat, PositiveFloat]] = Field(
         default={
             "gaussian_blur": (0.3, 3.0),
             "motion_blur": (0.7, 14.0),
@@ -70,10 +71,18 @@ class OrderConfig(Frozen):
         min_length=1,
         description="Mildest and worst severity by kind of damage.",
     )
-    weights: dict[str, Annotated[int, Field(ge=1)]] = Field(
+    weights: dict[DamageKind, Annotated[int, Field(ge=1)]] = Field(
         default={"jpeg": 2, "motion_blur": 2},
         description="How many chains a kind gets where the others get one: what is hardest to see.",
     )
+
+    @field_validator("ranges")
+    @classmethod
+    def _ranges_rise(cls, ranges: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        for kind, (mildest, worst) in ranges.items():
+            if mildest >= worst:
+                raise ValueError(f"{kind}: the mildest, {mildest:g}, is no milder than {worst:g}")
+        return ranges
 
 
 class StoppingConfig(Frozen):

@@ -16,6 +16,7 @@ from ambient_omni.classifier.groups import groups_of, named
 from ambient_omni.data.packs import PackSet, Space
 from schemas.errors import BadInput, NotEnoughReferences
 from schemas.ids import canonical_hash, hash_fraction
+from schemas.known import require_batches, require_reference_set
 from schemas.reference_sets import HELD_OUT, VALIDATION
 from schemas.root import Root
 
@@ -133,10 +134,12 @@ class ClassifierData:
 
         Raises:
             NotEnoughReferences: too few to train on, or to check the classifier with.
-            BadInput: the pool is too small to be divided into folds.
+            BadInput: there is no such batch or set, or the pool is too small for its folds.
             TableMissing: nothing was ingested yet.
         """
         samples = root.tables.open("samples")
+        require_batches(root.tables, pool_batches)
+        require_reference_set(root.tables, reference_set)
         members = {name: _members(root, name) for name in dict.fromkeys((reference_set, *HELD_OUT))}
         known = {name for rows in members.values() for name in rows["sample_id"].to_pylist()}
         pool = samples.read(_COLUMNS, {"ingest_batch": list(pool_batches)})

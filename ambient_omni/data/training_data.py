@@ -19,6 +19,7 @@ from ambient_omni.data.sample_ids import NUM_BYTES, SampleIds, parse_hex_into
 from ambient_omni.noise.usable import CHUNK
 from schemas.errors import BadInput, NotEnoughReferences
 from schemas.ids import canonical_hash, hash_fraction
+from schemas.known import require_reference_set
 from schemas.reference_sets import HELD_OUT
 from schemas.root import Root
 from schemas.tables import Snapshot
@@ -267,7 +268,8 @@ def read_reference_images(
     """Read images of a reference set from their packs, at most `max_images`, chosen by content.
 
     Raises:
-        NotEnoughReferences: the set is empty.
+        BadInput: there is no such set.
+        NotEnoughReferences: no set was defined yet.
         PackMissing: a batch of its members has no complete pack of the transform.
     """
     rows: list[int] = []
@@ -277,8 +279,11 @@ def read_reference_images(
             "sample_row"
         ].to_pylist()
     if not rows:
+        if "reference_sets" in versions:
+            require_reference_set(root.tables, reference_set)
         raise NotEnoughReferences(
-            f"the reference set {reference_set!r} is empty: define it before training"
+            f"the reference set {reference_set!r} is empty: define it with `python -m pipelines "
+            "references` first"
         )
     samples = _open(root, "samples", versions).read(
         ["sample_row", "sample_id", "ingest_batch", "label", "caption"], {"sample_row": rows}

@@ -16,6 +16,7 @@ from ambient_omni.training.config import TrainConfig
 from ambient_omni.training.models import frozen_weights, settled, space_of
 from schemas.errors import AnnotationMissing, BadInput
 from schemas.ids import canonical_hash
+from schemas.known import instead_of, require_batches
 from schemas.registry import contract
 from schemas.root import Root, write_json
 
@@ -218,11 +219,17 @@ def _slices(root: Root, config: TrainConfig, versions: Mapping[str, int]) -> dic
     for batch in config.batches:
         samples = root.tables.fingerprint("samples", {"ingest_batch": batch}, at("samples"))
         if samples is None:
-            known = root.tables.read("ingest_batches", ["ingest_batch"])["ingest_batch"].to_pylist()
-            raise BadInput(f"there is no batch {batch}: there are {', '.join(known) or 'none yet'}")
+            require_batches(root.tables, [batch])
+            raise BadInput(f"batch {batch} has no samples; run ingest on it again")
         policy = {"policy_id": config.policy_id, "ingest_batch": batch}
         levels = root.tables.fingerprint("noise_annotations", policy, at("noise_annotations"))
         if levels is None:
+            registered = root.tables.read("policies", ["policy_id"])["policy_id"].to_pylist()
+            if config.policy_id not in registered:
+                raise BadInput(
+                    f"no policy {config.policy_id!r} is registered"
+                    + instead_of(config.policy_id, registered)
+                )
             raise AnnotationMissing(
                 f"policy {config.policy_id} was never applied to batch {batch}: run the annotate "
                 "job on it"

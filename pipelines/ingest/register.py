@@ -36,6 +36,20 @@ def check_batch(root: Root, batch: str, role: str) -> None:
         )
 
 
+def check_source(root: Root, batch: str, uri: str) -> None:
+    """Refuse to put another source's images in the place of a batch's.
+
+    Raises:
+        BadInput: the batch came from elsewhere.
+    """
+    known = _find(root, batch)
+    if known is not None and known["source_uri"] != uri:
+        raise BadInput(
+            f"batch {batch} holds the images of {known['source_uri']}, not of {uri}; give these "
+            "another --batch, or put them in the place of those with --replace-source"
+        )
+
+
 def check_batch_name(batch: str) -> None:
     """Refuse a name of a batch that cannot stand in a path; no root is needed.
 

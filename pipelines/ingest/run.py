@@ -15,7 +15,7 @@ from ambient_omni.progress import progress
 from pipelines.ingest.config import IngestConfig
 from pipelines.ingest.earlier import earlier_outcomes
 from pipelines.ingest.items import TAKEN_DOWN, TRANSIENT_REASONS, Fetched, ListedItem, Source
-from pipelines.ingest.register import check_batch, register
+from pipelines.ingest.register import check_batch, check_source, register
 from pipelines.ingest.rows import (
     Sample,
     assign_positions,
@@ -46,6 +46,8 @@ def ingest(
     source: str | Path,
     config: IngestConfig = _DEFAULT,
     role: str = "pool",
+    *,
+    replace_source: bool = False,
 ) -> JobReport:
     """Bring a folder, tar shards or a URL list in as one batch.
 
@@ -59,12 +61,14 @@ def ingest(
         source: path of a folder, a .tar, a pattern of them, or a csv/tsv/jsonl/parquet/txt of URLs.
         config: what to take and how.
         role: "pool", "reference" or "evaluation".
+        replace_source: the batch may hold another source's images, which these replace.
 
     Returns:
         Items read, samples written or unchanged, rejections by reason.
 
     Raises:
-        BadInput: the source cannot be used, or nothing of it could be stored.
+        BadInput: the source cannot be used, is another than the batch's, or nothing of it could be
+            stored.
         JobAlreadyRunning: another process ingests this batch.
         IngestIncomplete: a download broke off.
     """
@@ -74,6 +78,8 @@ def ingest(
         check_batch(root, batch, role)  # whoever held the lock may have registered it
         _refuse_root_inside(root, source)
         opened = open_source(source, config)
+        if not replace_source:
+            check_source(root, batch, opened.uri)
         signature = f"{opened.kind}:{opened.uri}:{opened.signature}:{config.content_hash()}"
         facts = _unchanged(root, batch, signature)
         if facts is None:

@@ -73,8 +73,9 @@ def annotate(root: Root, batch: str, policy: AnyPolicy, *, dry_run: bool = False
         unscored = 0
         notes: tuple[str, ...] = ()
         if not current and not dry_run:
-            policies.register(root, policy)
             table = _annotations(root, batch, policy, samples, is_reference)
+            # A policy that could not decide is none that others are offered.
+            policies.register(root, policy)
             root.tables.commit(
                 TABLE,
                 table,

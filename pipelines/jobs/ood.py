@@ -158,7 +158,17 @@ def _embedded(root: Root, batch: str, config: OodConfig) -> str:
     slice_ = {"encoder_version": version, "ingest_batch": batch}
     found = root.tables.fingerprint(EMBEDDINGS, slice_)
     if found is None:
-        raise TableMissing(f"batch {batch!r} has no embeddings of {version}; run score on it first")
+        known = root.tables.read(EMBEDDINGS, ["encoder_version"], {"ingest_batch": batch})
+        there = sorted(set(known["encoder_version"].to_pylist()))
+        make = (
+            "run import-embeddings on it"
+            if isinstance(config.encoder, ImportedEncoder)
+            else "run score on it with the same encoder settings"
+        )
+        raise TableMissing(
+            f"batch {batch!r} has no embeddings of {version} (there are: "
+            f"{', '.join(there) or 'none'}); {make}"
+        )
     return found
 
 

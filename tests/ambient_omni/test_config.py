@@ -1,6 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
+from ambient_omni.classifier.config import ClassifierConfig
 from ambient_omni.config import load_config, resolved
 from ambient_omni.training.config import TrainConfig
 from schemas.errors import BadInput
@@ -81,3 +82,18 @@ def test_configs_are_frozen():
 
 def test_the_budget_is_rounded_up_to_whole_steps():
     assert TrainConfig(**SMALLEST, num_images=129, batch_size=128).num_steps == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"order": {"ranges": {"gausian_blur": [0.3, 3]}}}, "did you mean gaussian_blur"),
+        ({"order": {"weights": {"jpg": 2}}}, "no kind of damage 'jpg'"),
+        ({"order": {"ranges": {"jpeg": [9, 9]}}}, "no milder"),
+        ({"control": {"severities": {"jepg": 9.0}}}, "did you mean jpeg"),
+        ({"control": {"worst": {"jpeg": -1.0}}}, "greater than 0"),
+    ],
+)
+def test_damage_of_no_known_kind_is_refused_before_a_classifier_is_trained(settings, said):
+    with pytest.raises(ValidationError, match=said):
+        ClassifierConfig.model_validate(settings)

@@ -47,7 +47,11 @@ def test_a_dry_run_shows_config_and_usable_share_and_trains_nothing(
 @pytest.mark.parametrize(
     ("command", "settings", "said"),
     [
-        ("train", {"policy_id": "other", "batches": ["pool"]}, "policy other was never applied"),
+        (
+            "train",
+            {"policy_id": "other", "batches": ["pool"]},
+            "no policy 'other' is registered; there are ",
+        ),
         ("train", {"batches": ["pool"]}, "policy_id: this setting is needed"),
         ("evaluate", {"run_id": "nope"}, "there is no training run nope"),
         ("generate", {"run_id": "nope", "out": "x"}, "there is no training run nope"),

@@ -49,6 +49,8 @@ def test_a_damaged_request_says_so_in_one_line(root):
 def test_asking_for_the_same_batch_again_changes_nothing():
     request = Request(recipe={}).with_batches([batch("pool")])
     assert request.with_batches([batch("pool")]) == request
+    with pytest.raises(BadInput, match="batch name 'a/b' cannot be used"):
+        request.with_batches([batch("a/b")])
 
 
 def test_a_name_that_holds_another_source_is_refused():

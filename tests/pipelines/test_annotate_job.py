@@ -401,6 +401,12 @@ def test_the_curve_of_a_batch_is_told_by_source(batch):
     assert dataset_level(np.full(8, -5.0), SIGMAS) is None
 
 
+def test_a_policy_that_cannot_decide_is_not_registered(batch):
+    with pytest.raises(BadInput, match="no level for source"):
+        annotate(batch, "b1", FixedPerSource(noise_space=SPACE, levels={"web": 0.0}))
+    assert batch.tables.read("policies", ["policy_id"]).num_rows == 0
+
+
 def test_a_source_that_no_sample_is_of_is_said_aloud_where_the_rest_took_others(batch):
     space = EVERYTHING.noise_space
 

@@ -1,4 +1,5 @@
 import pytest
+from PIL import Image
 
 from pipelines.__main__ import main
 
@@ -13,8 +14,6 @@ noise_space: pixel:32x32:lanczos:center:pm1
 
 @pytest.fixture
 def folder(tmp_path, images):
-    from PIL import Image
-
     source = tmp_path / "source"
     source.mkdir()
     for number, image in enumerate(images(6)):
@@ -45,6 +44,40 @@ def test_a_batch_goes_from_a_folder_to_levels_by_command(spark, tmp_path, folder
     for command in commands:
         code, out, _ = run(capsys, *command)
         assert (code, "written 0, unchanged 6" in out) == (0, True)
+
+
+def test_a_batch_takes_another_sources_images_only_when_told_to(tmp_path, folder, images, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    for number, image in enumerate(images(2, seed=9)):
+        Image.fromarray(image).save(other / f"{number}.png")
+    where = ("--root", tmp_path / "root", "--batch", "b1")
+    assert run(capsys, "ingest", *where, "--source", folder)[0] == 0
+    code, _, err = run(capsys, "ingest", *where, "--source", other)
+    assert code == 2
+    assert f"batch b1 holds the images of {folder}, not of {other}" in err
+    assert (
+        "read 2, written 2"
+        in run(capsys, "ingest", *where, "--source", other, "--replace-source")[1]
+    )
+
+
+def test_a_dry_run_of_what_is_not_there_is_refused_and_one_of_an_ingest_says_what_it_is(
+    root, folder, capsys
+):
+    code, out, _ = run(
+        capsys, "ingest", "--root", root.path, "--batch", "b", "--source", folder, "--dry-run"
+    )
+    assert (code, out.count("\n")) == (0, 1)
+    assert f"{folder} is a folder" in out
+    code, _, err = run(capsys, "references", "--root", root.path, "--batch", "b", "--dry-run")
+    assert (code, "there is no batch 'b'" in err) == (2, True)
+
+
+def test_a_retention_below_nothing_is_refused(root, make_batch, images, capsys):
+    make_batch(root, "b1", images(2))
+    code, _, err = run(capsys, "vacuum", "--root", root.path, "--retention-hours", "-5")
+    assert (code, "in the future" in err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +135,13 @@ def test_what_is_wrong_is_one_line_and_exit_code_two(root, capsys, words, said):
         ("name: n\n", "a kind is needed; there are classifier_threshold, "),
         ("kind: fixed_per_source\nnoise_space: s\nlevels: {web: -1}\n", "no sigma"),
         ("kind: quality_rank\ncolumn: sharpness\n", "missing"),
+        (RANK.replace("sharpness", "sharpnes"), "has no score 'sharpnes'; did you mean sharpness?"),
+        (RANK + "good_fraction: 1.5\n", "p.yaml: good_fraction: Input should be less than"),
+        (RANK + "good_fraction: half\n", "p.yaml: good_fraction: Input should be a valid number"),
+        (RANK + "column: [sharpness]\n", "p.yaml: column: Input should be a valid string"),
+        ("kind: classifier_threshold\n", "classifier_id: the id of a noise classifier is needed"),
+        ("kind: fixed_per_source\nnoise_space: s\nlevels: {1: 0.5}\n", "put it in quotes"),
+        ("kind: fixed_per_source\nnoise_space: s\nlevels: [1]\n", "levels: it must be a mapping"),
         (RANK, "share no version of scores/classical; run score on them"),
         ("kind: classifier_threshold\nclassifier_id: c9\n", "no noise classifier 'c9'"),
     ],

@@ -132,15 +132,15 @@ def test_a_policy_file_needs_only_the_threshold(graded, tmp_path):
         policy_from_file(graded, file, ["b1"])
     rule = {"kind": "fixed_per_source", "noise_space": SPACE, "levels": {"*": 1}}
     file.write_text(yaml.safe_dump({"kind": "classifier_per_source", "threshold": rule}))
-    with pytest.raises(BadInput, match="must be a classifier_threshold"):
+    with pytest.raises(BadInput, match="threshold: it must be of kind classifier_threshold"):
         policy_from_file(graded, file, ["b1"])
     file.write_text(yaml.safe_dump({"kind": "classifier_per_source", "threshold": 3}))
-    with pytest.raises(BadInput, match="must be a classifier_threshold"):
+    with pytest.raises(BadInput, match="threshold: it must be of kind classifier_threshold"):
         policy_from_file(graded, file, ["b1"])
     for wrong in (2, 0, "most"):
         values = {"kind": "classifier_per_source", "threshold": threshold, "quantile": wrong}
         file.write_text(yaml.safe_dump(values))
-        with pytest.raises(BadInput, match="no share of a source's images"):
+        with pytest.raises(BadInput, match=r"policy.yaml: quantile: Input should be"):
             policy_from_file(graded, file, ["b1"])
 
 
