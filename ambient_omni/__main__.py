@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ambient_omni.config import load_config, resolved
+from ambient_omni.config_template import add_print_config
 from ambient_omni.generation.config import ExportJob, GenerateJob
 from ambient_omni.training.config import EvaluateJob, TrainConfig
 from schemas.errors import AmbientOmniError
@@ -132,16 +133,47 @@ def _parser() -> argparse.ArgumentParser:
         "Also starts under torchrun.",
     )
     commands = parser.add_subparsers(title="commands", required=True)
-    for name, run, text in (
-        ("train", _train, "train a denoiser on annotated batches; resumes by itself"),
-        ("train-classifier", _train_classifier, "train a noise classifier, reference against pool"),
-        ("encode-latents", _encode_latents, "make latent packs of batches from their pixel packs"),
-        ("generate", _generate, "generate images with a trained run"),
-        ("export", _export, "write a trained run as a pipeline folder of diffusers"),
-        ("evaluate", _evaluate, "held-out denoising loss of a run on a reference set"),
+    for name, run, model, text in (
+        (
+            "train",
+            _train,
+            "training.config:TrainConfig",
+            "train a denoiser on annotated batches; resumes by itself",
+        ),
+        (
+            "train-classifier",
+            _train_classifier,
+            "classifier.noise_classifier:TrainClassifierJob",
+            "train a noise classifier, reference against pool",
+        ),
+        (
+            "encode-latents",
+            _encode_latents,
+            "data.latent_packs:EncodeLatentsJob",
+            "make latent packs of batches from their pixel packs",
+        ),
+        (
+            "generate",
+            _generate,
+            "generation.config:GenerateJob",
+            "generate images with a trained run",
+        ),
+        (
+            "export",
+            _export,
+            "generation.config:ExportJob",
+            "write a trained run as a pipeline folder of diffusers",
+        ),
+        (
+            "evaluate",
+            _evaluate,
+            "training.config:EvaluateJob",
+            "held-out denoising loss of a run on a reference set",
+        ),
     ):
         command = _command(commands, name, run, text)
         command.add_argument("--config", type=Path, required=True, help="YAML file of settings")
+        add_print_config(command, f"ambient_omni.{model}")
         command.add_argument(
             "--dry-run", action="store_true", help="print what would be done, and do nothing"
         )

@@ -87,7 +87,7 @@ def explained(error: ValidationError, expected: Any) -> str:
     # What is unknown is often what is missing, misspelt: it tells more.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     place: list[str] = []
-    models = _models(expected)
+    models = models_of(expected)
     *path, last = first["loc"] or ("",)
     for part in path:
         models = _inside(models, part, place)
@@ -107,11 +107,11 @@ def resolved(config: BaseModel) -> str:
     return json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False)
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models_of(annotation: Any) -> list[type[BaseModel]]:
     """Return the models that a value of a type can be or hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
+    return [model for part in get_args(annotation) for model in models_of(part)]
 
 
 def _inside(
@@ -121,8 +121,8 @@ def _inside(
     owners = [model for model in models if part in model.model_fields]
     if owners:
         place.append(str(part))
-        return [m for owner in owners for m in _models(owner.model_fields[str(part)].annotation)]
-    tagged = [model for model in models if part in _tags(model)]
+        return [m for owner in owners for m in models_of(owner.model_fields[str(part)].annotation)]
+    tagged = [model for model in models if part in tags_of(model)]
     if tagged:
         return tagged
     if part != _KEY:
@@ -130,7 +130,8 @@ def _inside(
     return models
 
 
-def _tags(model: type[BaseModel]) -> tuple[str, ...]:
+def tags_of(model: type[BaseModel]) -> tuple[str, ...]:
+    """Return the values of a model's `kind`, where it has one."""
     kind = model.model_fields.get("kind")
     literal = kind is not None and get_origin(kind.annotation) is Literal
     return get_args(kind.annotation) if kind is not None and literal else ()
@@ -138,13 +139,13 @@ def _tags(model: type[BaseModel]) -> tuple[str, ...]:
 
 def _said(error: Mapping[str, Any], models: Iterable[type[BaseModel]]) -> str:
     if error["type"] == "union_tag_not_found":
-        return f"a kind is needed; there are {_listed(t for m in models for t in _tags(m))}"
+        return f"a kind is needed; there are {_listed(t for m in models for t in tags_of(m))}"
     if error["type"] == "union_tag_invalid":
         tag, tags = error["ctx"]["tag"], error["ctx"]["expected_tags"]
         known = [name.strip("'") for name in tags.split(", ")]
         return f"there is no kind {tag!r}{instead_of(tag, known)}"
     if error["type"] in _NO_MAPPING:
-        tags = _listed(tag for model in models for tag in _tags(model))
+        tags = _listed(tag for model in models for tag in tags_of(model))
         return "it must be a mapping of settings to values" + (
             f", such as {{kind: ...}} with one of {tags}" if tags else ""
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ambient_omni.config_template import add_print_config
 from pipelines import commands
 from pipelines.job import JobReport
 from schemas.errors import AmbientOmniError
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     Jobs = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _INTERRUPTED = 130
+_BY_KIND = "by --kind"
+"""Of a job whose settings depend on another option."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +58,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_sources(jobs: "Jobs") -> None:
     """Add the jobs that say which images there are."""
-    ingest = _job(jobs, "ingest", commands.run_ingest, "bring images in as one batch", config=True)
+    ingest = _job(
+        jobs,
+        "ingest",
+        commands.run_ingest,
+        "bring images in as one batch",
+        config="pipelines.ingest:IngestConfig",
+    )
     ingest.add_argument("--source", required=True, help="folder, .tar shards or URL list")
     ingest.add_argument("--role", default="pool", choices=("pool", "reference", "evaluation"))
     ingest.add_argument(
@@ -80,14 +89,22 @@ def _add_sources(jobs: "Jobs") -> None:
 
 def _add_measures(jobs: "Jobs") -> None:
     """Add the jobs that score, embed and compare images."""
-    both = {"config": True, "spark": True}
-    _job(jobs, "score", commands.run_score, "scores and embeddings, one decoding pass", **both)
+    score = "pipelines.jobs.score:ScoreConfig"
+    text = "scores and embeddings, one decoding pass"
+    _job(jobs, "score", commands.run_score, text, config=score, spark=True)
     missing = "whatever scores and embeddings are missing or stale, of all batches"
-    _job(jobs, "rescore", commands.run_rescore, missing, batch=False, **both)
-    ood = _job(jobs, "ood", commands.run_ood, "distance to a reference set", **both)
+    _job(jobs, "rescore", commands.run_rescore, missing, batch=False, config=score, spark=True)
+    ood = _job(
+        jobs,
+        "ood",
+        commands.run_ood,
+        "distance to a reference set",
+        config="pipelines.jobs.ood:OodConfig",
+        spark=True,
+    )
     ood.add_argument("--reference-set", default="trusted")
     equal = "clusters of equal images, over all batches"
-    same = _job(jobs, "dedup", commands.run_dedup, equal, batch=False, **both)
+    same = _job(jobs, "dedup", commands.run_dedup, equal, batch=False, config=_BY_KIND, spark=True)
     same.add_argument("--kind", choices=("exact", "perceptual", "semantic"), required=True)
 
 
@@ -98,7 +115,7 @@ def _add_pixels(jobs: "Jobs") -> None:
         "pack",
         commands.run_pack,
         "pixels for training under one transform",
-        config=True,
+        config="ambient_omni.data.transforms:Transform",
         spark=True,
     )
     curves = _job(jobs, "curves", commands.run_curves, "what a noise classifier says", spark=True)
@@ -109,7 +126,14 @@ def _add_pixels(jobs: "Jobs") -> None:
         "settings (default: the classifier's own grid)",
     )
     once = "train crop classifiers and measure how much context denoising needs"
-    _job(jobs, "windows", commands.run_windows, once, batch=False, config=True)
+    _job(
+        jobs,
+        "windows",
+        commands.run_windows,
+        once,
+        batch=False,
+        config="ambient_omni.windows.config:WindowsJob",
+    )
     crops = _job(jobs, "crops", commands.run_crops, "what a crop classifier says")
     crops.add_argument("--crop-classifier-id", required=True)
     crops.add_argument("--map-size", type=int, help="keep P(in domain) of each crop of this side")
@@ -119,7 +143,14 @@ def _add_pixels(jobs: "Jobs") -> None:
 def _add_rules(jobs: "Jobs") -> None:
     """Add the jobs that turn measurements into levels."""
     short = "short trainings that set a policy's thresholds by held-out loss and detail"
-    _job(jobs, "pilot", commands.run_pilot, short, batch=False, config=True)
+    _job(
+        jobs,
+        "pilot",
+        commands.run_pilot,
+        short,
+        batch=False,
+        config="pipelines.pilot.config:PilotConfig",
+    )
     annotate = _job(
         jobs, "annotate", commands.run_annotate, "levels under a policy; touches no pixel"
     )
@@ -204,7 +235,7 @@ def _job(
     text: str,
     *,
     batch: bool = True,
-    config: bool = False,
+    config: str | None = None,
     spark: bool = False,
 ) -> argparse.ArgumentParser:
     job = jobs.add_parser(name, help=text, description=text)
@@ -214,6 +245,8 @@ def _job(
     job.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
     if config:
         job.add_argument("--config", type=Path, help="YAML file of the job's settings")
+        if config != _BY_KIND:
+            add_print_config(job, config)
     if spark:
         job.add_argument("--master", help="Spark master URL (default: this machine)")
     job.set_defaults(run=run, job_name=name)

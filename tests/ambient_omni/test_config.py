@@ -1,9 +1,15 @@
 import pytest
+import yaml
 from pydantic import ValidationError
 
+from ambient_omni.__main__ import main as learn
 from ambient_omni.classifier.config import ClassifierConfig
+from ambient_omni.classifier.noise_classifier import TrainClassifierJob
 from ambient_omni.config import load_config, resolved
-from ambient_omni.training.config import TrainConfig
+from ambient_omni.config_template import template
+from ambient_omni.generation.config import GenerateJob
+from ambient_omni.training.config import EvaluateJob, TrainConfig
+from pipelines.__main__ import main as compute
 from schemas.errors import BadInput
 
 SMALLEST = {"policy_id": "p", "batches": ["b"]}
@@ -97,3 +103,22 @@ def test_the_budget_is_rounded_up_to_whole_steps():
 def test_damage_of_no_known_kind_is_refused_before_a_classifier_is_trained(settings, said):
     with pytest.raises(ValidationError, match=said):
         ClassifierConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, TrainClassifierJob, GenerateJob, EvaluateJob])
+def test_a_template_is_a_config_that_changes_nothing(tmp_path, kind):
+    text = template(kind)
+    needed = {name: "x" for name, field in kind.model_fields.items() if field.is_required()}
+    for name in ("batches", "pool_batches"):
+        needed |= {name: ["x"]} if name in needed else {}
+    assert text.count("NEEDED") == len(needed) + 1  # and where it is explained
+    values = yaml.safe_load(text) | needed
+    assert kind.model_validate(values) == kind.model_validate(needed)
+
+
+def test_a_command_prints_its_template_without_its_other_options(capsys):
+    for main, words in ((learn, ("train",)), (compute, ("ingest",))):
+        with pytest.raises(SystemExit) as stopped:
+            main([*words, "--print-config"])
+        assert stopped.value.code == 0
+        assert yaml.safe_load(capsys.readouterr().out)
