@@ -63,6 +63,11 @@ class HeldOutLoss(BaseModel):
     sample_rows: list[int]
     per_image: list[list[float]]
 
+    def total_within(self, lowest: float, highest: float) -> float:
+        """Return the sum of `weighted` over the levels from `lowest` to `highest`."""
+        pairs = zip(self.sigmas, self.weighted, strict=True)
+        return sum(loss for sigma, loss in pairs if lowest <= sigma <= highest)
+
 
 @torch.no_grad()
 def heldout_loss(

@@ -183,11 +183,16 @@ def migrate(path: str | Path) -> list[int]:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON file so that a reader sees the old or the new one, never half of it."""
+    """Write a JSON file as `write_whole` does."""
+    write_whole(path, json.dumps(value, indent=1, sort_keys=True))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with aside.open("w") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)

@@ -155,5 +155,7 @@ def _as_it_is(sent: Any) -> Any:
 
 
 def _ignore_interrupts(_: int) -> None:
-    # Ctrl-C reaches the whole group; the trainer's process decides when to stop.
+    # Ctrl-C reaches the whole group, as does a scheduler's SIGTERM; the trainer's process decides
+    # when to stop, and torch ends workers whose trainer is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -177,6 +177,12 @@ def _threshold(root: Root, policy_id: str) -> float:
             f"policy {policy_id} has no threshold tau, from which soft floors are made: set "
             "sampling.soft_floors to false, or use a policy of a noise classifier"
         )
+    if not isinstance(found, int | float) or not 0 < found < 0.5:
+        raise BadInput(
+            f"soft floors are made from one threshold tau between 0 and 0.5, and policy "
+            f"{policy_id} has {found}: set sampling.soft_floors to false, or use a "
+            "classifier_threshold"
+        )
     return float(found)
 
 

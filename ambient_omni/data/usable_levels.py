@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
+from ambient_omni.classifier.stored import require_current_levels
 from ambient_omni.data.annotations import read_annotations
 from ambient_omni.data.columns import RowOrder
 from ambient_omni.data.training_data import READ_TABLES, held_out
@@ -74,10 +75,12 @@ class UsableLevels:
 
         Raises:
             AnnotationMissing: an id is in none of the batches, or has no level under the policy.
+            ClassifierRefused: the levels are those of an older version of the classifiers.
             NoiseSpaceMismatch: the levels are of another noise space.
             TableMissing: the root has no such table.
         """
         opened = Root.open(root)
+        require_current_levels(opened, policy_id)
         table = _read(opened, policy_id, batches, noise_space)
         if sample_ids is not None:
             table = _in_order(table, sample_ids, opened.tables.excluded_sample_ids)

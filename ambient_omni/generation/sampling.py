@@ -44,7 +44,7 @@ def level_range(
     """Return the lowest and the highest level of the sampler.
 
     By default as far as the model was trained: over the timesteps of a DDPM schedule, or from
-    EDM's 80 down to 0.002, and not beyond where the prior was cut.
+    EDM's 80 down to 0.002, and not beyond what the prior draws.
 
     Args:
         config: its `lowest` and `highest` count where they are given.
@@ -56,7 +56,7 @@ def level_range(
     """
     low, high = parameterisation.sigma_range
     if prior is not None:
-        low, high = max(low, prior.lowest), min(high, prior.highest or math.inf)
+        low, high = max(low, prior.support[0]), min(high, prior.support[1])
     lowest = config.lowest or low or _LOWEST
     highest = config.highest or (high if math.isfinite(high) else _HIGHEST)
     if lowest < low * (1 - _ROUNDING) or highest > high * (1 + _ROUNDING):

@@ -47,6 +47,11 @@ class _CutPrior(Frozen, ABC):
         low, high = self._ends()
         return np.clip((self._up_to(np.asarray(sigma, np.float64)) - low) / (high - low), 0, 1)
 
+    @property
+    def support(self) -> tuple[float, float]:
+        """The lowest and the highest level that can be drawn; 0 and inf: no end."""
+        return self.lowest, math.inf if self.highest is None else self.highest
+
     def _ends(self) -> tuple[float, float]:
         high = 1.0 if self.highest is None else float(self._up_to(np.array(self.highest)))
         return (float(self._below(np.array(self.lowest))) if self.lowest else 0.0), high
@@ -89,6 +94,14 @@ class DdpmPrior(_CutPrior):
 
     kind: Literal["ddpm"] = "ddpm"
     schedule: BetaSchedule = BetaSchedule()
+
+    @property
+    def support(self) -> tuple[float, float]:
+        """The levels of the first and the last timestep that the cuts leave."""
+        low, high = super().support
+        table = self.schedule.sigmas
+        inside = table[(table >= low) & (table <= high)]
+        return float(inside[0]), float(inside[-1])
 
     def _up_to(self, sigma: Levels) -> Levels:
         table = self.schedule.sigmas

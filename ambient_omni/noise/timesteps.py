@@ -16,30 +16,21 @@ from schemas.errors import BadInput
 class TimestepLevels:
     """The levels of a scheduler's training timesteps; a prior that draws them uniformly.
 
-    A DDPM-like scheduler has `alphas_cumprod`, σ = sqrt((1 - ᾱ)/ᾱ). A flow-matching one has
-    `sigmas`, which are times t: σ = t/(1 - t).
+    A DDPM-like scheduler has `alphas_cumprod`, σ = sqrt((1 - ᾱ)/ᾱ). Flow matching's `sigmas` are
+    times t, σ = t/(1 - t); those of EDM's schedulers are σ itself.
 
     Args:
-        scheduler: of diffusers, or anything with one of the two.
+        scheduler: of diffusers, or anything with one of these. As it was made: a sampler's
+            `set_timesteps` takes the training's levels away.
 
     Raises:
-        BadInput: it has neither.
+        BadInput: it has none of them, or they cannot be told to be the training's.
     """
 
     def __init__(self, scheduler: Any) -> None:
-        table = getattr(scheduler, "alphas_cumprod", None)
-        steps: NDArray[Any]
-        if table is not None:
-            levels, steps = sigma_of_alpha_bar(_array(table)), np.arange(len(table))
-        elif getattr(scheduler, "timesteps", None) is not None and hasattr(scheduler, "sigmas"):
-            steps = _array(scheduler.timesteps)
-            with np.errstate(divide="ignore"):
-                levels = sigma_of_flow_time(_array(scheduler.sigmas)[: len(steps)])
-        else:
-            raise BadInput(
-                f"{type(scheduler).__name__} has neither alphas_cumprod nor sigmas: take the "
-                "levels of your trainer from its own formula and give UsableLevels those"
-            )
+        levels, steps = _table_of(scheduler)
+        if not (len(levels) and np.isfinite(levels).any() and (levels >= 0).all()):
+            raise BadInput(f"the levels of {type(scheduler).__name__} are no noise levels")
         order = np.argsort(levels, kind="stable")
         self.sigmas: Levels = as_float32(levels[order])
         self.timesteps: NDArray[Any] = steps[order]
@@ -93,6 +84,35 @@ class TimestepLevels:
             ln = np.log(self.sigmas)
             middles = (ln[1:] + ln[:-1]) / 2
             return np.searchsorted(middles, np.log(as_float32(sigma)), side="right")
+
+
+def _table_of(scheduler: Any) -> tuple[Levels, NDArray[Any]]:
+    """Return the level and the number of every training timestep."""
+    name, config = type(scheduler).__name__, getattr(scheduler, "config", {})
+    table = getattr(scheduler, "alphas_cumprod", None)
+    # These have a DDPM table too, and do not use it.
+    by_flow = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    if table is not None and not by_flow:
+        return sigma_of_alpha_bar(_array(table)), np.arange(len(table))
+    sigmas, steps = getattr(scheduler, "sigmas", None), getattr(scheduler, "timesteps", None)
+    if sigmas is None or steps is None or not name.startswith(("FlowMatch", "EDM")):
+        raise BadInput(
+            f"which levels {name} trains at cannot be read off it: take those of your trainer "
+            "from its own formula and give UsableLevels those"
+        )
+    count = config.get("num_train_timesteps")
+    if count is not None and len(steps) != count:
+        raise BadInput(
+            f"{name} has {len(steps)} timesteps of a sampler where training has {count}: give the "
+            "scheduler as it was made, before set_timesteps"
+        )
+    levels = _array(sigmas)[: len(steps)]
+    if name.startswith("EDM"):
+        return levels, _array(steps)
+    if not ((levels >= 0) & (levels <= 1)).all():
+        raise BadInput(f"the sigmas of {name} are no times between 0 and 1")
+    with np.errstate(divide="ignore"):
+        return sigma_of_flow_time(levels), _array(steps)
 
 
 def _array(values: Any) -> Levels:

@@ -87,7 +87,9 @@ class HeldOutConfig(Frozen):
 
     reference_set: str = Field(default="validation", description="Selects the checkpoint.")
     sigmas: tuple[float, ...] = Field(
-        default=(0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4), min_length=1, description="Noise levels."
+        default=(0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4),
+        min_length=1,
+        description="Noise levels; the checkpoint is chosen by those that the prior draws.",
     )
     num_noises: int = Field(
         default=2, ge=1, description="Noisings per image and level, in ± pairs."

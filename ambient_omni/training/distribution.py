@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
     broadcast_object_list,
     gather_object,
     parse_flag_from_env,
@@ -23,6 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ambient_omni.generation.sharing import LONGEST_WAIT
 from ambient_omni.training.config import TrainConfig
 from schemas.errors import BadInput
 
@@ -77,7 +79,9 @@ def _accelerator(
         dynamo_backend="no",
         kwargs_handlers=[
             # Buffers are constants here; gradients need no second copy.
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            # The main process evaluates and samples alone: the others may wait for long.
+            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
         ],
     )
 
@@ -203,6 +207,24 @@ def of_main(value: Value, accelerator: Accelerator) -> Value:
     return found
 
 
+def all_of(values: list[Value], accelerator: Accelerator) -> list[Value]:
+    """Return the values of all processes, in their order. Every process has to call it."""
+    if accelerator.num_processes == 1:
+        return values
+    found: list[Value] = gather_object(values)
+    return found
+
+
+def first_of(said: str, accelerator: Accelerator) -> str:
+    """Return what the first process says that says anything. Every process has to call it."""
+    everyone = all_of([said], accelerator)
+    spoke = [(rank, words) for rank, words in enumerate(everyone) if words]
+    if not spoke:
+        return ""
+    rank, words = spoke[0]
+    return words if len(everyone) == 1 else f"process {rank}: {words}"
+
+
 def require_same(fingerprint: Callable[[], str], accelerator: Accelerator) -> None:
     """Check that all processes opened the same data. Every process has to call it.
 
@@ -215,7 +237,7 @@ def require_same(fingerprint: Callable[[], str], accelerator: Accelerator) -> No
     """
     if accelerator.num_processes == 1:
         return
-    found = gather_object([fingerprint()])
+    found = all_of([fingerprint()], accelerator)
     odd = [rank for rank, other in enumerate(found) if other != found[0]]
     if odd:
         raise BadInput(

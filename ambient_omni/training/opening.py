@@ -59,6 +59,7 @@ def open_run(run: RunRecord) -> Opened:
         run.root, held_out.reference_set, space, run.versions, held_out.max_images
     )
     _require_conditions(config, images, data.label_names)
+    _require_selecting_level(config)
     # Packs that were made anew on another machine differ in the last digits.
     sigma_data = run.pinned.sigma_data or data.packs.sigma_data
     model = new_model(config, len(data.label_names), sigma_data)
@@ -66,6 +67,15 @@ def open_run(run: RunRecord) -> Opened:
     config.require_guidable(config.samples)
     Sampler(model, config.samples, space.x0_shape, data.label_names, config.prior)
     return Opened(data, batches, images, model)
+
+
+def _require_selecting_level(config: TrainConfig) -> None:
+    low, high = config.prior.support
+    if not any(low <= sigma <= high for sigma in config.held_out.sigmas):
+        raise BadInput(
+            f"no level of held_out.sigmas lies between {low:g} and {high:g}, which the prior "
+            "draws: nothing would select the checkpoint"
+        )
 
 
 def _require_conditions(

@@ -18,7 +18,7 @@ from schemas.errors import AnnotationMissing, BadInput
 from schemas.ids import canonical_hash
 from schemas.known import instead_of, require_batches
 from schemas.registry import contract
-from schemas.root import Root, write_json
+from schemas.root import Root, write_json, write_whole
 
 _CONFIG_FILE = "config.json"
 _METRICS_FILE = "metrics.jsonl"
@@ -164,7 +164,8 @@ class RunRecord:
             return
         lines = path.read_text().splitlines()
         kept = [line for line in lines if _step_of(line) <= step]
-        path.write_text("".join(line + "\n" for line in kept))
+        if len(kept) < len(lines):
+            write_whole(path, "".join(line + "\n" for line in kept))
 
     def _relative(self, path: Path) -> str:
         return path.relative_to(self.root.path).as_posix()

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ambient_omni.training import checkpoints
+from ambient_omni.training import checkpoints, distribution
 from ambient_omni.training.audit import Audit, merged
 from ambient_omni.training.checkpoints import Checkpoint
 from ambient_omni.training.engine import Engine, power_group
@@ -22,10 +22,12 @@ from ambient_omni.training.reporting import Reporter
 from ambient_omni.training.run_record import RunRecord
 from ambient_omni.training.seen import SeenSamples
 from schemas.errors import CheckpointRefused
+from schemas.ids import canonical_hash
 
 _LOG = logging.getLogger(__name__)
 
 SEEN_GROUP = "seen"
+_EXPECTED = ("noise_space", "run_id", "label_names", "sigma_data")
 
 
 @dataclass
@@ -101,30 +103,49 @@ class Saver:
     def resume(self, engine: Engine, audit: Audit, reporter: Reporter) -> Progress:
         """Go on from the newest checkpoint that is whole, and say which ones were not.
 
+        Which ones there are, the main process says; all processes go on from the same one, or from
+        none. Else each would train other weights on other steps, and average the gradients.
+
         Raises:
-            CheckpointRefused: there are checkpoints and none of them can be used.
+            CheckpointRefused: there are checkpoints and none of them can be used by all processes.
         """
-        paths = checkpoints.steps(self._run.checkpoints)
-        names = ("noise_space", "run_id", "label_names", "sigma_data")
-        expect = {name: self._parents[name] for name in names}
-        refused = None
-        for path in paths:
-            try:
-                found = checkpoints.load(path, expect)
-                engine.load(found)
-            except CheckpointRefused as error:
-                refused = error
-                _LOG.warning("%s; trying the one before", error)
-                continue
-            _LOG.info("going on from %s", path.name)
-            reporter.restore(found.state["reporter"])
-            return self._restore(found, audit)
-        if refused is not None:
+        here = [path.name for path in checkpoints.steps(self._run.checkpoints)]
+        names = distribution.of_main(here, self._accelerator)
+        expect = {name: self._parents[name] for name in _EXPECTED}
+        refused = ""
+        for name in names:
+            found, said = self._loaded(self._run.checkpoints / name, expect, engine)
+            refused = distribution.first_of(said, self._accelerator) or self._differing(found)
+            if found is not None and not refused:
+                _LOG.info("going on from %s", name)
+                reporter.restore(found.state["reporter"])
+                return self._restore(found, audit)
+            _LOG.warning("%s; trying the one before", refused)
+        if names:
             raise CheckpointRefused(
-                f"none of the {len(paths)} checkpoints in {self._run.checkpoints} can be used, the "
+                f"none of the {len(names)} checkpoints in {self._run.checkpoints} can be used, the "
                 f"oldest because: {refused}; remove that folder to begin anew"
             )
         return Progress()
+
+    def _loaded(
+        self, path: Path, expect: Mapping[str, Any], engine: Engine
+    ) -> tuple[Checkpoint | None, str]:
+        """Return a checkpoint that was put into the engine, or why it was not."""
+        try:
+            found = checkpoints.load(path, expect)
+            engine.load(found)
+        except CheckpointRefused as error:
+            return None, str(error)
+        return found, ""
+
+    def _differing(self, found: Checkpoint | None) -> str:
+        """Say that processes read different checkpoints of one name; empty if they did not."""
+        hashes = [] if found is None else [canonical_hash([found.step, found.state])]
+        everyone = distribution.all_of(hashes, self._accelerator)
+        if len(set(everyone)) == 1:
+            return ""
+        return f"processes do not find the same checkpoints in {self._run.checkpoints}"
 
     def _restore(self, found: Checkpoint, audit: Audit) -> Progress:
         # One process goes on with the counts of all; together they stay right.

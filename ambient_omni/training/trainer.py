@@ -84,7 +84,7 @@ class Trainer:
         self._run, self._accelerator, self._show = run, accelerator, show
         self._positions = distribution.share(config.batch_size, accelerator)
         opened = open_run(run)
-        distribution.require_same(opened.fingerprint, accelerator)
+        distribution.require_same(lambda: f"{run.run_id} {opened.fingerprint()}", accelerator)
         self._data, self._batches = opened.data, opened.batches
         data, model = opened.data, opened.model
         self._pinned = Pinned(
@@ -207,12 +207,14 @@ class Trainer:
         name = f"step-{self._done.step:08d}"
         loss = self._evaluator.held_out(self._engine, name)
         if loss is not None:
+            # What a level that is never trained says chooses nothing.
+            total = loss.total_within(*self._config.prior.support)
             self._reporter.write(
-                self._done.step, {"held_out_total": loss.total}, held_out_weighted=loss.weighted
+                self._done.step, {"held_out_total": total}, held_out_weighted=loss.weighted
             )
             # A loss that is not a number is never best.
-            if loss.total < self._done.best_loss:
-                self._done.best, self._done.best_loss = name, loss.total
+            if total < self._done.best_loss:
+                self._done.best, self._done.best_loss = name, total
         if self._config.samples.each_evaluation:
             self._evaluator.save_samples(self._engine, f"samples-{self._done.step:08d}.png")
         self._save()

@@ -130,7 +130,16 @@ def launcher():
             process.stdin.flush()
             return json.loads(process.stdout.readline())
 
-        def launch(root, config, world=1, kill_after=None, kill_at=None, stop_at=None, trace=None):
+        def launch(
+            root,
+            config,
+            world=1,
+            kill_after=None,
+            kill_at=None,
+            stop_at=None,
+            blind=None,
+            trace=None,
+        ):
             job = {
                 "world": world,
                 "root": str(root.path),
@@ -138,6 +147,7 @@ def launcher():
                 "kill_after": kill_after,
                 "kill_at": kill_at,
                 "stop_at": stop_at,
+                "blind": blind,
                 "trace": None if trace is None else str(trace),
             }
             return answer(job)

@@ -126,6 +126,10 @@ def test_a_dry_run_under_soft_floors_counts_what_is_accepted_and_states_the_erro
 def test_soft_floors_need_a_threshold_and_the_gated_objective(chunked, config):
     with pytest.raises(BadInput, match="policy policy has no threshold tau"):
         opened(chunked, config(sampling={"soft_floors": True}))
+    for tau in ([0.3, 0.45], 0.6):
+        annotate_with_slopes(chunked, tau)
+        with pytest.raises(BadInput, match="one threshold tau between 0 and"):
+            opened(chunked, config(sampling={"soft_floors": True}))
     annotate_with_slopes(chunked, 0.45)
     made = config(sampling={"soft_floors": True}, objective="ambient")
     with pytest.raises(BadInput, match="soft_floors do not go with the ambient objective"):

@@ -102,3 +102,14 @@ def test_settings_without_a_kind_are_log_normal_and_the_others_are_known_by_it()
 def test_levels_are_float64_and_do_not_need_torch_defaults():
     with torch.device("cpu"):
         assert LogNormalPrior().sigma_of(np.array([0.5])).dtype == np.float64
+
+
+def test_the_support_is_what_is_drawn():
+    table = BetaSchedule().sigmas
+    cut = DdpmPrior(**CUT)
+    for prior in (DdpmPrior(), cut):
+        sigma = prior.sigma_of(UNIFORM)
+        assert prior.support == (sigma.min(), sigma.max())
+    assert DdpmPrior().support == (table[0], table[-1])
+    assert LogNormalPrior().support == (0, np.inf)
+    assert FlowPrior(**CUT).support == (0.1, 5.0)

@@ -9,7 +9,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDPMScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    ScoreSdeVeScheduler,
+    UniPCMultistepScheduler,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -24,13 +30,14 @@ from ambient_omni import (
     WithLevels,
     sample_id_of,
 )
+from ambient_omni.data import usable_levels
 from ambient_omni.data.annotations import NoiseSpaceMismatch
 from ambient_omni.data.samplers import LevelIndex
 from ambient_omni.models.objectives import denoising_pair
 from ambient_omni.noise.eligibility import NoEligibleSample
 from ambient_omni.noise.priors import LogNormalPrior
 from ambient_omni.noise.usable import Usable
-from schemas.errors import AnnotationMissing, BadInput
+from schemas.errors import AnnotationMissing, BadInput, ClassifierRefused
 from schemas.registry import contract
 
 REPOSITORY = Path(__file__).parents[2]
@@ -244,6 +251,38 @@ def test_the_nearest_timestep_is_never_one_that_the_sample_does_not_allow(sigma,
     assert usable.at(levels.sigmas[levels.timesteps == step])[0]
 
 
-def test_something_that_is_no_scheduler_is_refused():
-    with pytest.raises(BadInput, match="SimpleNamespace has neither alphas_cumprod nor sigmas"):
-        TimestepLevels(SimpleNamespace())
+def test_timesteps_of_edm_schedulers_are_their_sigmas():
+    scheduler = EDMEulerScheduler(sigma_min=0.01, sigma_max=50.0)
+    levels = TimestepLevels(scheduler)
+    assert levels.sigmas[[0, -1]] == pytest.approx([0.01, 50.0], rel=1e-4)
+    # EDM tells its network a quarter of ln sigma.
+    assert levels.timesteps == pytest.approx(np.log(levels.sigmas) / 4, abs=1e-4)
+
+
+def _after_set_timesteps():
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(10)
+    return scheduler
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "said"),
+    [
+        (SimpleNamespace(), "SimpleNamespace"),
+        (ScoreSdeVeScheduler(), "ScoreSdeVeScheduler"),
+        (UniPCMultistepScheduler(use_flow_sigmas=True), "UniPCMultistepScheduler"),
+        (_after_set_timesteps(), "10 timesteps of a sampler where training has 1000"),
+    ],
+)
+def test_a_scheduler_whose_levels_cannot_be_told_is_refused(scheduler, said):
+    with pytest.raises(BadInput, match=said):
+        TimestepLevels(scheduler)
+
+
+def test_levels_of_an_older_classifier_are_refused_to_other_trainers_too(trainable, monkeypatch):
+    def refused(root, policy_id):
+        raise ClassifierRefused(policy_id)
+
+    monkeypatch.setattr(usable_levels, "require_current_levels", refused)
+    with pytest.raises(ClassifierRefused, match="policy"):
+        UsableLevels.from_table(trainable.path, "policy", ["pool"], noise_space="x")

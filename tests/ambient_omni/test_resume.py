@@ -193,3 +193,30 @@ def test_half_precision_is_the_same_for_replicas_and_for_shards(trainable, confi
         assert launcher(trainable, wanted, 2) == [0, 0]
         found.append(losses(take_aside(trainable, wanted, distribution)))
     assert found[0] == pytest.approx(found[1], rel=1e-2)
+
+
+def test_processes_go_on_from_the_newest_checkpoint_that_all_of_them_can_read(
+    trainable, config, launcher
+):
+    assert launcher(trainable, config(), 2) == [0, 0]
+    whole = tensors_of(last_checkpoint(trainable, config()))
+    take_aside(trainable, config(), "whole")
+    # Checkpoints of steps 4 and 8 are there, and one process sees the first alone.
+    assert launcher(trainable, config(), 2, kill_at=9) == [-9, -9]
+    assert launcher(trainable, config(), 2, blind=8) == [0, 0]
+    assert_same(tensors_of(last_checkpoint(trainable, config())), whole)
+
+
+def test_processes_that_share_no_checkpoint_refuse_to_go_on(trainable, config, launcher):
+    assert launcher(trainable, config(), 2, kill_at=9) == [-9, -9]
+    before = sorted(path.name for path in RunRecord.of(trainable, config()).checkpoints.iterdir())
+    assert launcher(trainable, config(), 2, blind=0) == [1, 1]
+    after = sorted(path.name for path in RunRecord.of(trainable, config()).checkpoints.iterdir())
+    assert after == before
+
+
+def test_a_signal_to_the_trainer_and_its_workers_saves_first(trainable, config, launcher):
+    wanted = config(loader={"num_workers": 2})
+    assert launcher(trainable, wanted, stop_at=6) == [130]
+    assert last_checkpoint(trainable, wanted).step >= 6
+    assert launcher(trainable, wanted) == [0]

@@ -214,3 +214,12 @@ def test_without_prompts_nothing_is_said_and_there_is_nothing_to_go_towards():
     assert told.tolist() == [[[1.0]], [[1.0]]]
     with pytest.raises(BadInput, match="guidance goes towards prompts"):
         Sampler(model, SampleConfig(guidance=2.0), PIXELS)
+
+
+@pytest.mark.parametrize("kind", ["edm", "flow"])
+def test_samples_begin_and_end_where_a_ddpm_prior_does(kind):
+    prior = DdpmPrior()
+    stated = Parameterisation(ParameterisationConfig(kind=kind))
+    assert level_range(SampleConfig(), stated, prior) == pytest.approx(prior.support)
+    with pytest.raises(BadInput, match="trained from"):
+        level_range(SampleConfig(highest=2 * prior.support[1]), stated, prior)

@@ -19,6 +19,7 @@ from ambient_omni.training.checkpoints import load
 from ambient_omni.training.engine import Engine, StepResult
 from ambient_omni.training.plan import describe
 from ambient_omni.training.reporting import Reporter
+from ambient_omni.training.run_record import RunRecord
 from ambient_omni.training.saving import Saver
 from ambient_omni.training.trained import load_checkpoint, load_trained
 from ambient_omni.training.trainer import Trainer, TrainingStopped, train
@@ -405,3 +406,15 @@ def label(root, names):
         table = contract("samples").table(rows)
         part = {"ingest_batch": batch}
         root.tables.commit("samples", table, slice=part, inputs={"labels": names}, job="tests")
+
+
+def test_a_level_that_is_never_trained_does_not_choose_the_checkpoint(trainable, config):
+    cut = config(prior={"highest": 0.5}, held_out={"sigmas": (0.2, 1.0), "num_noises": 1})
+    run = RunRecord.of(trainable, cut)
+    train(trainable, cut, show=False)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line for line in lines if "held_out_total" in line]
+    assert all(line["held_out_total"] == line["held_out_weighted"][0] for line in losses)
+    none = config(prior={"highest": 0.1})
+    with pytest.raises(BadInput, match=r"no level of held_out\.sigmas lies between 0 and 0\.1"):
+        train(trainable, none, show=False)

@@ -4,9 +4,9 @@ Importing torch and diffusers takes seconds, forking milliseconds. This process 
 starts no thread before it forks, so its children are as good as new ones.
 
 A job is {"world": processes, "root": path, "config": TrainConfig, "kill_after": seconds or null,
-"kill_at": step or null, "stop_at": step or null, "trace": folder or null}, or {"world", "root",
-"generate": GenerateJob}; the answer is the list of exit codes. Every process appends to
-`trace/RANK.jsonl` what each step trained on.
+"kill_at": step or null, "stop_at": step or null, "blind": step or null, "trace": folder or null},
+or {"world", "root", "generate": GenerateJob}; the answer is the list of exit codes. Every process
+appends to `trace/RANK.jsonl` what each step trained on.
 """
 
 import hashlib
@@ -21,8 +21,11 @@ from pathlib import Path
 
 from ambient_omni.generation.config import GenerateJob
 from ambient_omni.generation.job import generate
+from ambient_omni.training import checkpoints
 from ambient_omni.training.config import TrainConfig
+from ambient_omni.training.saving import Saver
 from ambient_omni.training.trainer import Trainer, TrainingStopped, train
+from schemas.errors import CheckpointRefused
 from schemas.root import Root
 
 
@@ -41,15 +44,37 @@ def traced(folder, rank):
 
 
 def signalled(at, number):
-    """Send the process a signal before a step."""
+    """Send the process and its workers a signal before a step."""
     ordinary = Trainer._step
 
     def step(self, batch):
         if self._done.step == at:
-            os.kill(os.getpid(), number)
+            os.killpg(0, number)
         ordinary(self, batch)
 
     Trainer._step = step
+
+
+def blinded(since):
+    """Hide checkpoints that are there, from a step on, as a stale view of a folder does."""
+    hidden, ordinary = set(), Saver.resume
+
+    def resume(self, *parts):
+        known = checkpoints.steps(self._run.checkpoints)
+        hidden.update(path for path in known if checkpoints.step_of(path) >= since)
+        found = ordinary(self, *parts)
+        hidden.clear()
+        return found
+
+    listed, read = checkpoints.steps, checkpoints.load
+
+    def load(path, expect=None):
+        if path in hidden:
+            raise CheckpointRefused(f"{path.name} is not to be seen from here")
+        return read(path, expect)
+
+    checkpoints.steps = lambda folder: [path for path in listed(folder) if path not in hidden]
+    checkpoints.load, Saver.resume = load, resume
 
 
 def run(job, rank, port):
@@ -72,6 +97,8 @@ def run(job, rank, port):
         signalled(job["kill_at"], signal.SIGKILL)
     if job["stop_at"] is not None and rank == job["world"] - 1:
         signalled(job["stop_at"], signal.SIGTERM)
+    if job["blind"] is not None and rank == job["world"] - 1:
+        blinded(job["blind"])
     train(root, TrainConfig.model_validate(job["config"]), show=False)
 
 
