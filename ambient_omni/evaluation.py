@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,7 +29,10 @@ from ambient_omni.models.preconditioning import SIGMA_DATA, edm_weight
 from ambient_omni.training.config import HeldOutConfig
 from ambient_omni.training.models import space_of
 from ambient_omni.training.trained import load_trained
+from schemas.reference_sets import TRUSTED
 from schemas.root import Root, write_json
+
+_LOG = logging.getLogger(__name__)
 
 HELD_OUT_FILE = "heldout.json"
 
@@ -110,36 +114,51 @@ def heldout_loss(
     return out / num_noises
 
 
-def evaluate_reference(
+def reference_losses(
     model: Model,
     images: ReferenceImages,
     config: HeldOutConfig,
-    checkpoint: str,
     label_names: Sequence[str] = (),
-) -> HeldOutLoss:
-    """Measure a model on reference images and sum it up.
+) -> NDArray[np.float64]:
+    """Return the loss of each reference image at each level, (N, L), as `heldout_loss` does.
 
     Args:
         model: of pixels or latents, with whatever condition; in evaluation mode.
-        images: of the reference set named in `config`.
+        images: of the reference set named in `config`, or some of them.
         config: levels and noisings.
-        checkpoint: name of the weights, for the record.
         label_names: the model's classes; empty if unconditional.
 
     Raises:
         BadInput: the model is conditional, and an image has no label that it knows or no caption.
     """
-    sigma_data = model.parameterisation.sigma_data
-    losses = heldout_loss(
+    return heldout_loss(
         model.denoiser,
         to_x0(images.pixels),
         images.sample_ids,
         config.sigmas,
         config.num_noises,
         config.seed,
-        sigma_data=sigma_data,
+        sigma_data=model.parameterisation.sigma_data,
         condition_of=_conditions(model, images, label_names),
     )
+
+
+def summed_up(
+    losses: NDArray[np.float64],
+    images: ReferenceImages,
+    config: HeldOutConfig,
+    checkpoint: str,
+    sigma_data: float,
+) -> HeldOutLoss:
+    """Return what is kept of a measurement.
+
+    Args:
+        losses: (N, L), of `reference_losses`.
+        images: the N images.
+        config: levels and noisings.
+        checkpoint: name of the weights, for the record.
+        sigma_data: of the model's data.
+    """
     weight = edm_weight(torch.tensor(config.sigmas, dtype=torch.float64), sigma_data).numpy()
     error = _standard_error(losses)
     return HeldOutLoss(
@@ -171,7 +190,7 @@ def evaluate(
     Args:
         root: where the run is.
         run_id: which one.
-        reference_set: what is measured on.
+        reference_set: what is measured on; of `trusted` the run trained on some itself.
         checkpoint: another checkpoint of the run, or an average; its loss is not kept.
 
     Raises:
@@ -180,6 +199,8 @@ def evaluate(
         NotEnoughReferences: the reference set is empty.
         PackMissing: a batch of its members has no complete pack.
     """
+    if reference_set == TRUSTED:
+        _LOG.warning("the run trained on images of the set %r: no held-out loss", reference_set)
     model = load_trained(root, run_id, checkpoint)
     config = model.config.held_out.model_copy(update={"reference_set": reference_set})
     images = read_reference_images(
@@ -189,9 +210,10 @@ def evaluate(
         root.tables.versions(READ_TABLES),
         config.max_images,
     )
-    loss = evaluate_reference(
-        model.model.on_accelerator(), images, config, model.checkpoint.name, model.label_names
-    )
+    found = model.model.on_accelerator()
+    losses = reference_losses(found, images, config, model.label_names)
+    sigma_data = found.parameterisation.sigma_data
+    loss = summed_up(losses, images, config, model.checkpoint.name, sigma_data)
     if checkpoint is None:
         keep_heldout(root.runs / run_id, loss)
     return loss

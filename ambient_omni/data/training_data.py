@@ -267,6 +267,17 @@ class ReferenceImages:
     label_names: tuple[str | None, ...]
     captions: tuple[str | None, ...]
 
+    def part(self, number: int, count: int) -> ReferenceImages:
+        """Return every `count`-th of them, from the `number`-th on."""
+        here = slice(number, None, count)
+        return ReferenceImages(
+            self.pixels[here],
+            self.sample_rows[here],
+            self.sample_ids[here],
+            self.label_names[here],
+            self.captions[here],
+        )
+
 
 def read_reference_images(
     root: Root, reference_set: str, transform: Space, versions: Versions, max_images: int

@@ -13,8 +13,8 @@ from accelerate.utils import broadcast_object_list
 
 from schemas.errors import BadInput
 
-LONGEST_WAIT = timedelta(days=7)
-"""Of processes for each other: one may have hours more to do, and a dead one is told otherwise."""
+# The last shard of one process may take hours longer than that of another.
+_LONGEST_WAIT = timedelta(days=7)
 
 
 @contextlib.contextmanager
@@ -22,7 +22,7 @@ def processes() -> Iterator[PartialState]:
     """Yield who is here: one process, or those that were launched together."""
     # Said aloud: without it, processes on a machine without a GPU would not find each other.
     on_cpu = not torch.accelerator.is_available()
-    here = PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
+    here = PartialState(cpu=on_cpu, timeout=_LONGEST_WAIT)
     yield here
     # Those that others wait for have to be through before anybody leaves.
     here.wait_for_everyone()

@@ -100,19 +100,20 @@ def _table_of(scheduler: Any) -> tuple[Levels, NDArray[Any]]:
             f"which levels {name} trains at cannot be read off it: take those of your trainer "
             "from its own formula and give UsableLevels those"
         )
-    count = config.get("num_train_timesteps")
-    if count is not None and len(steps) != count:
+    count = config.get("num_train_timesteps", len(steps))
+    # EDM's have one more.
+    if len(steps) not in (count, count + 1):
         raise BadInput(
             f"{name} has {len(steps)} timesteps of a sampler where training has {count}: give the "
             "scheduler as it was made, before set_timesteps"
         )
-    levels = _array(sigmas)[: len(steps)]
+    levels, steps = _array(sigmas)[: len(steps)], _array(steps)
     if name.startswith("EDM"):
-        return levels, _array(steps)
+        return levels[levels > 0], steps[levels > 0]
     if not ((levels >= 0) & (levels <= 1)).all():
         raise BadInput(f"the sigmas of {name} are no times between 0 and 1")
     with np.errstate(divide="ignore"):
-        return sigma_of_flow_time(levels), _array(steps)
+        return sigma_of_flow_time(levels), steps
 
 
 def _array(values: Any) -> Levels:

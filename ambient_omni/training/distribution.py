@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -24,11 +25,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ambient_omni.generation.sharing import LONGEST_WAIT
 from ambient_omni.training.config import TrainConfig
 from schemas.errors import BadInput
 
 Value = TypeVar("Value")
+
+_LONGEST_WAIT = timedelta(hours=1)
+"""Of processes for each other; a lost machine is noticed after it. NCCL's own is 10 minutes."""
 
 
 def make_accelerator(config: TrainConfig, folder: Path | None = None) -> Accelerator:
@@ -80,8 +83,8 @@ def _accelerator(
         kwargs_handlers=[
             # Buffers are constants here; gradients need no second copy.
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            # The main process evaluates and samples alone: the others may wait for long.
-            InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+            # The main process draws samples and writes checkpoints while the others wait.
+            InitProcessGroupKwargs(timeout=_LONGEST_WAIT),
         ],
     )
 

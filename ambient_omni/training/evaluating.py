@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 from accelerate import Accelerator
 
 from ambient_omni.data.training_data import ReferenceImages
-from ambient_omni.evaluation import HeldOutLoss, evaluate_reference
+from ambient_omni.evaluation import HeldOutLoss, reference_losses, summed_up
 from ambient_omni.generation.grids import save_grid
 from ambient_omni.generation.sampling import Sampler
+from ambient_omni.training import distribution
 from ambient_omni.training.engine import Engine
 from ambient_omni.training.models import space_of
 from ambient_omni.training.run_record import RunRecord
@@ -16,8 +18,8 @@ from ambient_omni.training.run_record import RunRecord
 class Evaluator:
     """Measures and samples the averaged weights.
 
-    Sharded weights are gathered layer by layer, so every process has to take part; otherwise the
-    main one does it alone.
+    Sharded weights are gathered layer by layer, so every process takes part in everything;
+    otherwise images of the held-out loss are shared out, and the main one draws samples alone.
 
     Args:
         run: its settings and folder.
@@ -37,17 +39,27 @@ class Evaluator:
         self._images, self._label_names = images, label_names
 
     def held_out(self, engine: Engine, checkpoint: str) -> HeldOutLoss | None:
-        """Return the held-out loss; None in a process that was not needed."""
-        if not self._takes_part(engine):
-            return None
+        """Return the held-out loss; None in a process that does not need it.
+
+        Each process measures its share of the images. Their noise is addressed by their names, so
+        that it is the same however many share.
+        """
+        config, here = self._run.config.held_out, self._accelerator
+        shared = here.num_processes > 1 and not engine.is_sharded
+        count, number = (here.num_processes, here.process_index) if shared else (1, 0)
         with engine.averaged() as model:
-            return evaluate_reference(
-                model,
-                self._images,
-                self._run.config.held_out,
-                checkpoint,
-                self._label_names,
+            mine = reference_losses(
+                model, self._images.part(number, count), config, self._label_names
             )
+            sigma_data = model.parameterisation.sigma_data
+        losses = mine
+        if shared:
+            losses = np.empty((len(self._images.sample_rows), len(config.sigmas)))
+            for other, part in enumerate(distribution.all_of([mine], here)):
+                losses[other::count] = part
+            if not here.is_main_process:
+                return None
+        return summed_up(losses, self._images, config, checkpoint, sigma_data)
 
     def save_samples(self, engine: Engine, name: str) -> None:
         """Draw a grid at the run's fixed seed, labels and prompts into its folder."""

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from ambient_omni import rng
+from ambient_omni.evaluation import evaluate, read_heldout
 from ambient_omni.training import checkpoints
 from ambient_omni.training.run_record import RunRecord
 
@@ -220,3 +222,16 @@ def test_a_signal_to_the_trainer_and_its_workers_saves_first(trainable, config, 
     assert launcher(trainable, wanted, stop_at=6) == [130]
     assert last_checkpoint(trainable, wanted).step >= 6
     assert launcher(trainable, wanted) == [0]
+
+
+def test_processes_share_out_the_held_out_images_and_find_what_one_finds(
+    trainable, config, launcher
+):
+    wanted = config(held_out={"sigmas": (0.2, 1.0), "num_noises": 2, "max_images": 3})
+    assert launcher(trainable, wanted, 2) == [0, 0]
+    run_id = RunRecord.of(trainable, wanted).run_id
+    shared = read_heldout(trainable.runs / run_id)["validation"]
+    alone = evaluate(trainable, run_id, "validation")
+    assert shared.sample_rows == alone.sample_rows
+    assert np.allclose(shared.per_image, alone.per_image, rtol=1e-5)
+    assert len(alone.per_image) == 3

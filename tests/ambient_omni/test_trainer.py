@@ -170,7 +170,7 @@ def test_a_run_whose_best_checkpoint_is_lost_selects_another_one(
     def held_out(self, engine, name):
         found = ordinary(self, engine, name)
         worse = 100.0 if name.endswith("12") else 0.0
-        return found.model_copy(update={"total": found.total + worse})
+        return found.model_copy(update={"weighted": [loss + worse for loss in found.weighted]})
 
     monkeypatch.setattr(trainer.Evaluator, "held_out", held_out)
     run_id = train(trainable, wanted, show=False)
@@ -291,9 +291,11 @@ def test_one_bad_step_changes_no_weight_and_the_run_goes_on(trainable, config, m
     assert all(torch.isfinite(tensor).all() for tensor in found.tensors("model").values())
 
 
-def test_an_empty_validation_set_is_said_before_training(trainable, config):
-    with pytest.raises(NotEnoughReferences, match="'nobody' is empty"):
+def test_a_held_out_set_that_is_empty_or_unknown_is_said_before_training(trainable, config):
+    with pytest.raises(BadInput, match="no reference set 'nobody'; there are evaluation, trusted"):
         train(trainable, config(held_out={"reference_set": "nobody"}), show=False)
+    with pytest.raises(NotEnoughReferences, match="'evaluation' is empty"):
+        train(trainable, config(held_out={"reference_set": "evaluation"}), show=False)
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(config):

@@ -14,7 +14,7 @@ from ambient_omni.training import checkpoints, distribution
 from ambient_omni.training.plan import describe
 from ambient_omni.training.run_record import RunRecord
 from ambient_omni.training.trainer import Trainer, TrainingStopped, train
-from schemas.errors import BadInput, CheckpointRefused, NotEnoughReferences, TableMissing
+from schemas.errors import BadInput, CheckpointRefused, TableMissing
 from schemas.registry import contract
 
 
@@ -50,7 +50,9 @@ def test_levels_just_above_sigma_min_give_finite_losses_and_bounded_gradients(an
     root = annotated(0.5, 0.5)
     close = {"mean": np.log(0.5 * margin), "std": 1.0}
     band = {"lowest": 0.5 * margin * (1 + 1e-6), "highest": 0.5 * margin * 1.0001}
+    held_out = {"sigmas": (0.5 * margin * 1.00005,), "num_noises": 1}
     settings = {"policy_id": "p", "num_images": 640, "evaluate_every_images": 640}
+    settings |= {"held_out": held_out}
     ambient = config(**settings, objective="ambient", prior={**close, **band})
     run_id = train(root, ambient, show=False)
     lines = [line for line in lines_of(root, run_id) if "loss" in line]
@@ -156,7 +158,7 @@ def stop_at(monkeypatch, root, config, step):
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"held_out": {"reference_set": "nobody"}}, NotEnoughReferences, "'nobody' is empty"),
+        ({"held_out": {"reference_set": "nobody"}}, BadInput, "no reference set 'nobody'"),
         ({"samples": {"guidance": 2.0}}, BadInput, "guidance"),
         ({"samples": {"labels": ["cat"]}}, BadInput, "labels"),
         ({"samples": {"prompts": ["a cat"]}}, BadInput, "prompts"),
@@ -238,7 +240,7 @@ def test_a_run_whose_record_is_damaged_says_so(trainable, config, monkeypatch):
 
 
 def test_batches_that_are_unknown_or_named_twice_are_refused(trainable, config):
-    with pytest.raises(BadInput, match="no batch pol: there are pool, ref"):
+    with pytest.raises(BadInput, match="no batch 'pol'; did you mean pool"):
         train(trainable, config(batches=("ref", "pol")), show=False)
     with pytest.raises(ValueError, match="must be distinct, got ref, pool, pool"):
         config(batches=("ref", "pool", "pool"))
