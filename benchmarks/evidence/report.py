@@ -301,7 +301,8 @@ def _severities(study: Study) -> Iterator[str]:
 
 
 def _shares(study: Study, images: Path) -> Iterator[str]:
-    groups = list(groups_of(study, plan.swept_problems()))
+    known = groups_of(study, plan.swept_problems())
+    groups = [group for group in known if group.chosen()]
     if not groups:
         return
     yield "\n## Few and many references\n"
@@ -312,8 +313,7 @@ def _shares(study: Study, images: Path) -> Iterator[str]:
     yield "| blur | clean images | only reference | keep everything | policy | | against |"
     yield "|---|---|---|---|---|---|---|"
     for group in sorted(groups, key=lambda g: (g.problem.severity, g.problem.reference_share)):
-        chosen = group.chosen()
-        if chosen:
+        if chosen := group.chosen():
             both = " | ".join(_loss_and_distance(group, arm) for arm in BASELINES)
             yield (
                 f"| {group.problem.severity:g} | {group.problem.num_reference} | {both} "
