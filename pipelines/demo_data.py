@@ -30,6 +30,7 @@ from ambient_omni.damage import DAMAGES, damage
 from ambient_omni.progress import progress
 from schemas.errors import BadInput
 from schemas.ids import canonical_hash, sample_id_of
+from schemas.known import instead_of
 
 MADE_BY = "demo_data/3"
 """Changes whenever the same config gives other bytes, so that old folders are made anew."""
@@ -158,9 +159,9 @@ def build(out: Path, config: DemoDataConfig) -> DemoPaths:
     Raises:
         BadInput: A kind of damage is unknown, or `out` holds files that are not the demo's.
     """
-    unknown = sorted(set(config.severities) - set(DAMAGES))
-    if unknown:
-        raise BadInput(f"unknown kind of damage {unknown[0]!r}; known: {', '.join(DAMAGES)}")
+    for kind in sorted(config.severities):
+        if kind not in DAMAGES:
+            raise BadInput(f"there is no kind of damage {kind!r}{instead_of(kind, DAMAGES)}")
     paths, marker = DemoPaths.under(out), out / "demo.json"
     wanted = {"made_from": canonical_hash([MADE_BY, config.model_dump(mode="json")])}
     if marker.exists() and json.loads(marker.read_text()) == wanted and paths.truth.exists():

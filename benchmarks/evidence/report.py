@@ -88,16 +88,18 @@ def _head(study: Study) -> str:
     form, wanted = study.form, len(plan.cells(study.form))
     return f"""# Evidence: does bad data make a better model?
 
-{len(study.rows)} of {wanted} cells of the {form.name} form are computed; every number below is
-read from `{form.name}.jsonl`, nothing is typed in.
+{len(study.rows)} of {wanted} cells of the {form.name} form are computed. The tables below are
+made from `{form.name}.jsonl`; the guide before them is written by hand from these tables.
 Real images at 16 × 16: tiles of 273 landscape photographs, split by photograph. {plan.NUM_IMAGES}
 images a run unless stated, one tenth of them clean, the rest damaged alike; in the *mixed* pool
 each image in one of these ways: {_mix_told()}.
 Every arm has the same network, sees {form.training.num_images:,} images, and keeps its best
 checkpoint by the loss of {form.num_validation} clean validation tiles. By the same tiles
-classifiers are calibrated, pilots judged and policies chosen; no arm trains on them, only reference
-neither. Tests are {form.num_test} tiles of photographs that no training, annotation or choice of
-threshold or policy has seen. One choice of *method* has: `one level` was thought of when the test
+classifiers are calibrated, pilots judged and policies chosen by loss (by distance: by all tiles of
+the validation photographs); no arm trains on them, only reference neither. Losses are of
+{form.num_test} test tiles, distances to all of them, of photographs that no training, annotation or
+choice of threshold or policy has seen. Photographs of one series (`beach0`, `beach1`) may stand in
+different splits. One choice of *method* has: `one level` was thought of when the test
 distances of blur 1 with seeds 0 to 2 were in sight; seeds 3 to 5 below are of after that.
 
 *Loss*: EDM-weighted denoising loss of clean test tiles, summed over {len(form.test_sigmas)}
@@ -108,7 +110,9 @@ brackets; 100 % is as good as if the whole pool were clean, – where all-clean 
 Only few seeds tell the gap in FD from none: its interval stands below each table.
 *Copies*: samples nearer to an image that the arm trains on than 99 % of the test tiles are; by
 chance it is 1 %. ± is the 95 % interval
-over seeds (Student's t); a number without ± is of one seed.
+over seeds (Student's t); a number without ± is of one seed. *Paired over photographs*: there ± is
+over the test's photographs, for these two trainings; a classifier that is trained again on another
+machine moves its arms' loss by some 0.03 too.
 """
 
 
@@ -244,9 +248,9 @@ def _of_chosen(group: Group, chosen: Arm, arms: Sequence[Arm]) -> Iterator[str]:
     nearest = group.chosen_by_distance([arm for arm in POLICIES if arm in arms])
     if nearest:
         yield (
-            f"By distance to validation images instead of their loss: {name_of(nearest)}, which "
-            f"closes {gap_told(group, nearest, 'fd')} of the gap in FD (to other images, but of "
-            "the same samples)."
+            f"Chosen by distance to validation images instead of by loss: {name_of(nearest)}, "
+            f"which closes {gap_told(group, nearest, 'fd')} of the gap in FD to test images. (The "
+            "samples that are compared with either are the same.)"
         )
     above, below = above_and_below(group, chosen)
     yield (

@@ -274,7 +274,7 @@ def test_an_annotator_is_named_by_its_kind_or_read_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("kind: oracle\n", "'grid', 'exhaustive', 'sequential', 'head'"),
+        ("kind: oracle\n", "there are grid, exhaustive, sequential, head"),
         ("kind: grid\nnum_noises: 3\n", "num_noises"),
         (None, "name one of grid, exhaustive, sequential, head, or a YAML file"),
     ],

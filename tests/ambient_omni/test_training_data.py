@@ -69,6 +69,16 @@ def test_a_held_out_sample_needs_no_annotation(trainable, config):
 
 
 def test_a_policy_that_was_never_applied_is_said_at_once(trainable, config):
+    with pytest.raises(BadInput, match="no policy 'other' is registered"):
+        RunRecord.of(trainable, config(policy_id="other"))
+    row = {
+        "policy_id": "other",
+        "name": "other",
+        "kind": "fixed_per_source",
+        "parameters": "{}",
+        "noise_space": "pixel:8x8:lanczos:center:pm1",
+    }
+    trainable.tables.upsert("policies", contract("policies").table([row]), job="tests")
     with pytest.raises(AnnotationMissing, match="policy other was never applied to batch ref"):
         RunRecord.of(trainable, config(policy_id="other"))
 
