@@ -111,7 +111,7 @@ def seen(root):
 
 
 def bring_in(source, root, steps):
-    ingest(Root.open(root), "b", source, CONFIG)
+    ingest(Root.open(root), "b", source, CONFIG, replace_source=True)
 
 
 def run_slices(inputs, tasks, root, steps):
