@@ -462,8 +462,9 @@ def _row(arm: str, seed: int, loss: float, fd: float = 1.0, validation: float = 
         "measure_cpu_seconds": 1.0,
     }
     test = {"loss": [loss / 2, loss / 2], "fd": fd, "kid": 0.1, "precision": 0.5, "recall": 0.5}
+    near = {"samples_to_training": 12.0, "test_to_training": 15.0}
     return Row(
-        cell=cell, key="", train=train, test=test, validation={"fd": fd}, nearest={}, copies=0.0,
+        cell=cell, key="", train=train, test=test, validation={"fd": fd}, nearest=near, copies=0.0,
         loss_of_photo=[[loss / 2] * 2] * 2, images_of_photo=[1, 3],
     )  # fmt: skip
 
@@ -548,6 +549,9 @@ def test_the_report_is_made_from_stored_results_alone(tmp_path):
     text = (tmp_path / "quick.md").read_text()
     assert "| pilot | 2.500 | 75 % | 60 | 50 % |" in text
     assert "| classifier hard | 3.000 | 50 % | 45 | 75 % |" in text
+    assert "| 12.0 / 15.0 | 0 % |" in text
+    assert "| gaussian blur 1 | classifier hard | 75 % (75) ✓ | 50 % (50) |" in text
+    assert "| gaussian blur 1 | pilot | 50 % (50) | 75 % (75) |" in text
     assert "positive control refused it for 1 of 1" in text
     assert (tmp_path / "images" / "evidence_levels.png").exists()
 
