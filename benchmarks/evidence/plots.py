@@ -72,6 +72,8 @@ def sweep(
     for arm, values in arms.items():
         _line(axis, np.array(places), np.array(values), arm, marker="o")
     axis.set_xscale("log")
+    axis.set_xticks(list(places), [f"{place:g}" for place in places])
+    axis.set_xticks([], minor=True)
     axis.set_xlabel(label)
     axis.set_ylabel("held-out loss, summed over levels")
     figure.legend(fontsize=8, loc="outside right center")

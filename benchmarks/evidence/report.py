@@ -381,7 +381,10 @@ def _shares(study: Study, images: Path) -> Iterator[str]:
     yield ""
     for severity in sorted({group.problem.severity for group in groups}):
         name = f"evidence_shares_{severity:g}.png"
-        _share_plot(images / name, [g for g in groups if g.problem.severity == severity])
+        swept = [group for group in groups if group.problem.severity == severity]
+        if len(swept) < 2:
+            continue  # one point shows nothing that the table does not
+        _share_plot(images / name, swept)
         yield f"![loss by number of clean images, blur {severity:g}](images/{name})"
 
 
