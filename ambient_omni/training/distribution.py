@@ -34,6 +34,10 @@ _LONGEST_WAIT = timedelta(hours=1)
 """Of processes for each other; a lost machine is noticed after it. NCCL's own is 10 minutes."""
 
 
+_GROUPS: list[Any] = []
+"""Process groups of trainings that ended in this process; see `end`."""
+
+
 def make_accelerator(config: TrainConfig, folder: Path | None = None) -> Accelerator:
     """Return the accelerator of a run, its trackers checked but not started.
 
@@ -123,6 +127,18 @@ def start_trackers(
         "tensorboard": {"purge_step": step + 1},
     }
     accelerator.init_trackers(config.tracker_project, init_kwargs=settings)
+
+
+def end(accelerator: Accelerator) -> None:
+    """Stop the trackers, and leave the processes that trained together.
+
+    The group is kept as an object, and freed with the interpreter. Otherwise a replica's reducer,
+    which goes later than the group, could be its last owner; that frees it while holding Python's
+    lock, for which gloo's thread, which is joined there, waits if it just ended a collective.
+    """
+    if torch.distributed.is_initialized():
+        _GROUPS.append(torch.distributed.group.WORLD)
+    accelerator.end_training()
 
 
 def share(batch_size: int, accelerator: Accelerator) -> range:

@@ -72,7 +72,7 @@ def train(root: Root, config: TrainConfig, *, show: bool = True) -> str:
             trainer.record("failed")
             raise
         finally:
-            accelerator.end_training()
+            distribution.end(accelerator)
     return run.run_id
 
 

@@ -139,6 +139,7 @@ def launcher():
             stop_at=None,
             blind=None,
             trace=None,
+            busy=False,
         ):
             job = {
                 "world": world,
@@ -148,6 +149,7 @@ def launcher():
                 "kill_at": kill_at,
                 "stop_at": stop_at,
                 "blind": blind,
+                "busy": busy,
                 "trace": None if trace is None else str(trace),
             }
             return answer(job)

@@ -235,3 +235,7 @@ def test_processes_share_out_the_held_out_images_and_find_what_one_finds(
     assert shared.sample_rows == alone.sample_rows
     assert np.allclose(shared.per_image, alone.per_image, rtol=1e-5)
     assert len(alone.per_image) == 3
+
+
+def test_processes_end_while_their_threads_wait_for_pythons_lock(trainable, config, launcher):
+    assert launcher(trainable, config(), 2, busy=True) == [0, 0]

@@ -6,18 +6,26 @@ starts no thread before it forks, so its children are as good as new ones.
 A job is {"world": processes, "root": path, "config": TrainConfig, "kill_after": seconds or null,
 "kill_at": step or null, "stop_at": step or null, "blind": step or null, "trace": folder or null},
 or {"world", "root", "generate": GenerateJob}; the answer is the list of exit codes. Every process
-appends to `trace/RANK.jsonl` what each step trained on.
+appends to `trace/RANK.jsonl` what each step trained on. With "busy" a process leaves the
+others while its threads wait for Python's lock to free what was just collected. Processes that take
+over five minutes say where they are and are killed.
 """
 
+import contextlib
+import faulthandler
 import hashlib
 import json
 import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
+
+import torch
+from accelerate import Accelerator
 
 from ambient_omni.generation.config import GenerateJob
 from ambient_omni.generation.job import generate
@@ -27,6 +35,8 @@ from ambient_omni.training.saving import Saver
 from ambient_omni.training.trainer import Trainer, TrainingStopped, train
 from schemas.errors import CheckpointRefused
 from schemas.root import Root
+
+TIME_LIMIT_SEC = 300
 
 
 def traced(folder, rank):
@@ -77,6 +87,20 @@ def blinded(since):
     checkpoints.load, Saver.resume = load, resume
 
 
+def busy():
+    """Leave the other processes while threads have much to free that they and others collected."""
+    ordinary = Accelerator.end_training
+
+    def end_training(self):
+        sys.setswitchinterval(60)
+        for _ in range(300):
+            parts = [torch.zeros(4) for _ in range(self.num_processes)]
+            torch.distributed.all_gather(parts, torch.ones(4), async_op=True)
+        ordinary(self)
+
+    Accelerator.end_training = end_training
+
+
 def run(job, rank, port):
     if job["world"] > 1:
         os.environ |= {
@@ -87,6 +111,8 @@ def run(job, rank, port):
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
+    if job.get("busy"):
+        busy()
     root = Root.open(Path(job["root"]))
     if "generate" in job:
         generate(root, GenerateJob.model_validate(job["generate"]), show=False)
@@ -109,6 +135,7 @@ def fork(job, rank, port):
     code = 1
     try:
         os.setpgid(0, 0)
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
         run(job, rank, port)
         code = 0
     except TrainingStopped:
@@ -133,7 +160,25 @@ def answer(job):
         time.sleep(job["kill_after"])
         for child in children:
             os.kill(child, signal.SIGKILL)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return wait(children)
+
+
+def wait(children):
+    late = threading.Timer(TIME_LIMIT_SEC, end, [children])
+    late.start()
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    late.cancel()
+    # The next job forks from a process of one thread again.
+    late.join()
+    return codes
+
+
+def end(children):
+    for number in (signal.SIGUSR1, signal.SIGKILL):
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, number)
+        time.sleep(1)
 
 
 if __name__ == "__main__":
