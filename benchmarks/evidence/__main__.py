@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.common import cache_folder
 from benchmarks.evidence import plan
 from benchmarks.evidence.run import run
+from schemas.errors import BadInput
 
 
 def main() -> None:
@@ -39,7 +40,12 @@ def main() -> None:
 
     if given.command == "run":
         finished = set() if given.again else results.exported(form, folder)
-        tasks = plan.tasks(form, given.only, finished)
+        if given.workers < 1:
+            parser.error(f"--workers {given.workers}: at least one has to do the work")
+        try:
+            tasks = plan.tasks(form, given.only, finished)
+        except BadInput as error:
+            parser.error(f"--only: {error}")
         pilots = plan.pilot_tasks(form, tasks)
         if given.list:
             print("\n".join(task.name for task in (*pilots, *tasks)))

@@ -10,6 +10,7 @@ from ambient_omni.generation.config import SampleConfig
 from benchmarks.evidence.cells import FOREIGN, Arm, Cell, Form, Problem, Task
 from benchmarks.evidence.images import MIXED, DataSet
 from benchmarks.evidence.training import TrainingSettings
+from schemas.errors import BadInput
 
 Group = Literal[
     "headline", "mixed", "again", "severities", "arms", "damages", "shares", "openmoji", "foreign"
@@ -110,9 +111,21 @@ def tasks(form: Form, only: Sequence[str] = (), finished: Collection[Cell] = ())
         only: groups, or parts of names, joined by "+" where all have to fit; a cell is taken if
             any of them fits. Empty: all.
         finished: cells whose results are known already; no task is for them alone.
+
+    Raises:
+        BadInput: one of `only` fits no cell of the form.
     """
+    planned = cells(form)
+    for wish in only:
+        if not any(_fits(wish, group, cell) for cell in planned for group in planned[cell]):
+            groups = sorted({group for found in planned.values() for group in found})
+            raise BadInput(
+                f"no cell of the {form.name} form fits {wish!r}: name a group "
+                f"({', '.join(groups)}) or a part of a cell's name, such as "
+                f"{next(iter(planned)).name}"
+            )
     found: dict[Task, None] = {}
-    for cell, groups in cells(form).items():
+    for cell, groups in planned.items():
         wished = not only or any(_fits(wish, group, cell) for wish in only for group in groups)
         if wished and cell not in finished:
             _add(Task.of("nearest", cell), form, found)

@@ -28,6 +28,7 @@ from benchmarks.evidence.store import Store
 from benchmarks.evidence.training import TrainingSettings, train
 from pipelines.pilot.config import PilotConfig
 from pipelines.policies import ClassifierPerSource, ClassifierThreshold
+from schemas.errors import BadInput
 
 PROBLEM = Problem(
     data="landscapes",
@@ -423,6 +424,11 @@ def test_time_left_is_what_finished_tasks_of_the_stage_took(tmp_path):
 
 
 # -- arithmetic --------------------------------------------------------------------------------
+
+
+def test_a_wish_that_fits_no_cell_is_refused_and_told_what_there_is():
+    with pytest.raises(BadInput, match=r"no cell of the full form fits 'sharez'.* shares"):
+        plan.tasks(plan.FULL, ["headline", "sharez"])
 
 
 def test_the_gap_closed_is_0_for_only_reference_and_1_for_all_clean():
